@@ -1,0 +1,101 @@
+"""The one place that asks for the time.
+
+Stored times are integer microseconds since 1970 UTC. Everything that needs "now" gets a
+:class:`Clock`, so a test can hold time still and a wall-clock jump cannot reach what must be monotonic.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+MICROSECOND = 1
+SECOND = 1_000_000
+
+
+class Clock(Protocol):
+    """What the engine needs to know about time."""
+
+    def now(self) -> int:
+        """Wall-clock time in microseconds since 1970 UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; only differences mean anything."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> int:
+        """Wall-clock time in microseconds since 1970 UTC."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Seconds on the machine's monotonic clock."""
+        return time.monotonic()
+
+
+class HeldClock:
+    """A clock that moves only when told to; for tests.
+
+    Example:
+        >>> clock = HeldClock(start=0)
+        >>> clock.advance(seconds=30)
+        >>> clock.now()
+        30000000
+    """
+
+    def __init__(self, start: int | datetime = 1_700_000_000_000_000) -> None:
+        self._now = to_micros(start) if isinstance(start, datetime) else start
+
+    def now(self) -> int:
+        """The held wall-clock time in microseconds."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Real monotonic seconds: waiting loops must not freeze with the wall clock."""
+        return time.monotonic()
+
+    def advance(self, *, seconds: float) -> None:
+        """Move the held time by *seconds* (negative moves it back)."""
+        self._now += round(seconds * SECOND)
+
+
+def to_micros(moment: datetime) -> int:
+    """Turn an aware datetime into integer microseconds since 1970 UTC.
+
+    Raises:
+        ValueError: *moment* has no time zone.
+
+    Example:
+        >>> to_micros(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
+        1000000
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment!r} has no time zone; pass an aware datetime, e.g. tzinfo=UTC")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def to_datetime(micros: int) -> datetime:
+    """Turn integer microseconds since 1970 into an aware UTC datetime.
+
+    Example:
+        >>> to_datetime(1_000_000)
+        datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.timezone.utc)
+    """
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def to_duration(value: timedelta | float) -> int:
+    """Turn a timedelta or seconds into integer microseconds.
+
+    Example:
+        >>> to_duration(1.5)
+        1500000
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return round(seconds * SECOND)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,0 +1,293 @@
+"""This process and others: who they are, whether they are gone, fork hooks, signals, spawning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+if sys.platform != "win32":
+    import resource
+
+_log = logging.getLogger(__name__)
+
+Hook = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessIdentity:
+    """What tells one process from every other one that ever ran on this machine.
+
+    Attributes:
+        pid: the process id, as its own pid namespace counts.
+        started: start time in clock ticks since boot; 0 where the system does not tell.
+        boot_id: the kernel's id of this boot; empty where the system does not tell.
+        namespace: inode of the pid namespace; 0 where there are none.
+    """
+
+    pid: int
+    started: int
+    boot_id: str
+    namespace: int
+
+
+def own_identity() -> ProcessIdentity:
+    """Say who this process is."""
+    pid = os.getpid()
+    return ProcessIdentity(
+        pid=pid, started=_start_ticks(pid) or 0, boot_id=_boot_id(), namespace=_pid_namespace()
+    )
+
+
+def is_gone(identity: ProcessIdentity, own: ProcessIdentity) -> bool:
+    """Say whether *identity* has certainly ended; doubt counts as alive.
+
+    Args:
+        identity: the process in question.
+        own: the caller, from :func:`own_identity`.
+
+    Example:
+        >>> is_gone(own_identity(), own_identity())
+        False
+    """
+    if identity.boot_id != own.boot_id:
+        return bool(identity.boot_id and own.boot_id)
+    if identity.namespace != own.namespace:
+        return False
+    if not _pid_exists(identity.pid):
+        return True
+    started = _start_ticks(identity.pid)
+    return started is not None and identity.started > 0 and started != identity.started
+
+
+def _pid_exists(pid: int) -> bool:
+    if pid <= 0:
+        return True  # kill() gives these a meaning of its own, and they prove nothing
+    if sys.platform == "win32":
+        return True  # there, os.kill(pid, 0) ends the process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name may hold spaces and brackets, so fields are counted from the last bracket.
+    fields = text[text.rfind(b")") + 1 :].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+class _ForkHooks(NamedTuple):
+    """The weak bound methods of one owner."""
+
+    owner: weakref.ref[object]
+    before: weakref.WeakMethod[Hook] | None
+    after_in_parent: weakref.WeakMethod[Hook] | None
+    after_in_child: weakref.WeakMethod[Hook] | None
+
+
+_hooks: dict[int, _ForkHooks] = {}
+_fork_lock = threading.RLock()
+
+
+def no_fork() -> AbstractContextManager[object]:
+    """Keep other threads from forking for a moment, so a descriptor and its fork hook appear together.
+
+    Inside, take no other lock and wait for nothing.
+    """
+    return _fork_lock
+
+
+def on_fork(
+    owner: object,
+    *,
+    before: Hook | None = None,
+    after_in_parent: Hook | None = None,
+    after_in_child: Hook | None = None,
+) -> None:
+    """Call bound methods of *owner* around every ``os.fork`` for as long as *owner* lives.
+
+    Only weak references are kept. ``before`` runs newest owner first, the others oldest first. A hook that
+    raises is logged and the rest still run. A second call for one owner replaces the first. Forks made
+    by C code that bypasses Python are not seen.
+
+    Args:
+        owner: the object the methods belong to; it must allow weak references.
+        before: bound method called in the parent before the fork.
+        after_in_parent: bound method called in the parent after the fork.
+        after_in_child: bound method called in the child.
+
+    Raises:
+        TypeError: a hook is not a bound method.
+    """
+    # Dead owners are swept here and not by weakref callbacks: those may run in the middle of anything.
+    for key, hooks in list(_hooks.items()):
+        if hooks.owner() is None:
+            _hooks.pop(key, None)
+    _hooks[id(owner)] = _ForkHooks(
+        weakref.ref(owner), _weak(before), _weak(after_in_parent), _weak(after_in_child)
+    )
+
+
+def forget_on_fork(owner: object) -> None:
+    """Call nothing of *owner* at forks any more; unknown owners are fine."""
+    hooks = _hooks.get(id(owner))
+    if hooks is not None and hooks.owner() is owner:
+        _hooks.pop(id(owner), None)
+
+
+def _weak(hook: Hook | None) -> weakref.WeakMethod[Hook] | None:
+    return None if hook is None else weakref.WeakMethod(hook)
+
+
+def _call(reference: weakref.WeakMethod[Hook] | None) -> None:
+    hook = None if reference is None else reference()
+    if hook is None:
+        return
+    try:
+        hook()
+    except Exception:
+        # os.fork goes on whatever we do; the owners after this one must still be told.
+        _log.exception("A fork hook failed: %r", hook)
+
+
+def _before_fork() -> None:
+    for hooks in reversed(list(_hooks.values())):
+        _call(hooks.before)
+    # Last, and given back first: hooks may wait for locks whose holders are about to open a descriptor.
+    _fork_lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _fork_lock.release()
+    for hooks in list(_hooks.values()):
+        _call(hooks.after_in_parent)
+
+
+def _after_fork_in_child() -> None:
+    _fork_lock.release()
+    for hooks in list(_hooks.values()):
+        _call(hooks.after_in_child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
+
+
+def stop_signals(callback: Callable[[int], None]) -> AbstractContextManager[None]:
+    """Call *callback* with the signal's number on SIGTERM and SIGINT while the context is open.
+
+    The old handlers come back at the end. The callback runs in the main thread between two bytecodes; to
+    reach an event loop it must use ``call_soon_threadsafe``. In any other thread nothing is installed,
+    because Python allows handlers only in the main one.
+    """
+    return _stop_signals(callback)
+
+
+@contextlib.contextmanager
+def _stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        _log.debug("Not in the main thread: SIGTERM and SIGINT keep their handlers.")
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        callback(number)
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            # None: the old handler was set by C code and cannot be put back from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def resident_bytes() -> int:
+    """Memory of this process in RAM, in bytes (its peak outside Linux; 0 where unknown)."""
+    if sys.platform == "win32":
+        return 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds() -> float:
+    """Processor time this process has used so far, in seconds, user and system together."""
+    times = os.times()
+    return times.user + times.system
+
+
+def host_name() -> str:
+    """The name of this machine, for people; it identifies nothing."""
+    return socket.gethostname()
+
+
+def thread_count() -> int:
+    """Threads of this process, those of C libraries included where the system tells."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
+
+
+def spawn_python(args: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]:
+    """Start a fresh Python of the same interpreter; it inherits no descriptor but those asked for.
+
+    Args:
+        args: what follows the interpreter, such as ``["-m", "treadle", "work"]``.
+        popen: further options of :class:`subprocess.Popen`.
+
+    Raises:
+        ValueError: ``preexec_fn`` is given; it would run our code in a forked child.
+
+    Example:
+        >>> spawn_python(["-c", "pass"]).wait()
+        0
+    """
+    if popen.get("preexec_fn") is not None:
+        raise ValueError("preexec_fn runs Python in a forked child; pass start_new_session or process_group")
+    process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - our own interpreter
+        [sys.executable, *args], **{"close_fds": True, **popen}
+    )
+    return process

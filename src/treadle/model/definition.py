@@ -1,0 +1,47 @@
+"""A task: a registered function and its policy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from treadle.model.codec import Codec
+from treadle.model.retry import Retry
+from treadle.model.signature import Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDefinition:
+    """What a worker needs to run a task.
+
+    Attributes:
+        name: the name jobs are stored under.
+        aliases: older names that jobs may still carry.
+        function: what to call.
+        signature: how arguments are bound, stored and read back.
+        codec: how new arguments and results are encoded.
+        retry: what follows a failure.
+        timeout: microseconds an attempt may take, None for no limit.
+        result_cap: bytes a result may have.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    function: Callable[..., Any]
+    signature: Signature
+    codec: Codec
+    retry: Retry
+    timeout: int | None
+    result_cap: int
+
+    @property
+    def is_async(self) -> bool:
+        """True when the function is a coroutine function."""
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name and every alias."""
+        return (self.name, *self.aliases)

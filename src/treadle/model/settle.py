@@ -1,0 +1,152 @@
+"""The state machine: which moves are legal, and what an outcome does to a job.
+
+Everything here is pure; ``now`` and ``luck`` are arguments. ``docs/design.md`` draws :data:`MOVES`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from treadle.errors import JobStateError
+from treadle.model.job import AttemptOutcome, Claimed, JobState, NewJob
+from treadle.model.outcome import (
+    Aborted,
+    Failed,
+    Held,
+    Outcome,
+    Released,
+    RetryLater,
+    Snoozed,
+    Succeeded,
+)
+from treadle.model.retry import Retry
+
+S = JobState
+MOVES: Final[dict[JobState, frozenset[JobState]]] = {
+    S.WAITING: frozenset({S.READY, S.SCHEDULED, S.CANCELLED, S.FAILED}),
+    S.SCHEDULED: frozenset({S.READY, S.HELD, S.CANCELLED}),
+    S.READY: frozenset({S.RUNNING, S.SCHEDULED, S.BLOCKED, S.HELD, S.CANCELLED}),
+    S.BLOCKED: frozenset({S.READY, S.HELD, S.CANCELLED}),
+    S.RUNNING: frozenset(
+        {S.SUCCEEDED, S.FAILED, S.CANCELLED, S.READY, S.SCHEDULED, S.HELD, S.WAITING, S.BLOCKED}
+    ),
+    S.HELD: frozenset({S.READY, S.SCHEDULED, S.CANCELLED, S.FAILED}),
+    S.SUCCEEDED: frozenset({S.READY}),
+    S.FAILED: frozenset({S.READY, S.SCHEDULED}),
+    S.CANCELLED: frozenset({S.READY, S.SCHEDULED}),
+}
+"""Which state may follow which. Back from an ended state only when a person asks."""
+
+
+class Transition(NamedTuple):
+    """What one settled attempt changes; stored by ``ops.settle.apply``, guarded by *lease*."""
+
+    lease: int
+    job_id: int
+    state: JobState
+    outcome: AttemptOutcome
+    started_at: int
+    finished_at: int
+    due_at: int | None = None
+    failed: int = 0
+    """1 when this outcome spends one retry."""
+    reason: str | None = None
+    error_type: str | None = None
+    message: str | None = None
+    traceback: str | None = None
+    codec: str = "json"
+    data: bytes | None = None
+    follow: tuple[NewJob, ...] = ()
+    history: bool = True
+    """False for a lease returned before its handler began: that leaves no row."""
+    immediate: str | None = None
+    """Error class whose immediate retry this is; counted apart, persisted."""
+
+
+def check_move(before: JobState, after: JobState) -> None:
+    """Raise unless a job may go from *before* to *after*.
+
+    Raises:
+        JobStateError: the move is not in :data:`MOVES`.
+    """
+    if after not in MOVES[before]:
+        raise JobStateError(f"A {before} job cannot become {after}; from there it may only become "
+                            f"{', '.join(sorted(MOVES[before]))}.")
+
+
+def settle(
+    job: Claimed,
+    outcome: Outcome,
+    retry: Retry,
+    started_at: int,
+    now: int,
+    luck: float = 0.5,
+    immediates: dict[str, int] | None = None,
+) -> Transition:
+    """Decide what *outcome* makes of *job*.
+
+    Args:
+        job: the attempt that ended.
+        outcome: what it came to.
+        retry: the policy in force for this job.
+        started_at: when its handler began, microseconds.
+        now: when it ended, microseconds.
+        luck: random number in [0, 1) for the jitter.
+        immediates: immediate retries already granted, by error class name.
+
+    Returns:
+        The transition to store.
+    """
+    if type(outcome) is Succeeded:
+        return Transition(
+            job.lease, job.id, S.SUCCEEDED, AttemptOutcome.SUCCEEDED, started_at, now,
+            None, 0, outcome.reason, None, None, None, outcome.codec, outcome.data, outcome.follow,
+        )  # fmt: skip
+    base = Transition(job.lease, job.id, S.READY, AttemptOutcome.RELEASED, started_at, now)
+    match outcome:
+        case Failed():
+            return _failed(base, job, outcome, retry, luck, immediates or {})
+        case RetryLater(delay, message):
+            return _retry_later(base, job, retry, delay, message)
+        case Snoozed(delay):
+            return base._replace(state=S.SCHEDULED, outcome=AttemptOutcome.SNOOZED, due_at=now + max(0, delay))
+        case Released(reason, started):
+            return base._replace(reason=reason if started else None, history=started)
+        case Held(reason):
+            return base._replace(state=S.HELD, outcome=AttemptOutcome.HELD, reason=reason)
+        case Aborted(reason):
+            return base._replace(
+                state=S.FAILED, outcome=AttemptOutcome.ABORTED, failed=1, reason=reason, message=reason
+            )
+    raise AssertionError(f"unreachable: {outcome!r}")
+
+
+def _failed(
+    base: Transition,
+    job: Claimed,
+    outcome: Failed,
+    retry: Retry,
+    luck: float,
+    immediates: dict[str, int],
+) -> Transition:
+    told = base._replace(
+        outcome=AttemptOutcome.FAILED,
+        error_type=outcome.error_type,
+        message=outcome.message,
+        traceback=outcome.traceback,
+    )
+    decision = retry.decide(outcome.error, job.failures + 1, immediates, luck=luck)
+    match decision.kind:
+        case "now":
+            return told._replace(due_at=base.finished_at, immediate=decision.counted)
+        case "stop":
+            return told._replace(state=S.FAILED, failed=1, reason=decision.reason)
+        case "later":
+            return told._replace(state=S.SCHEDULED, failed=1, due_at=base.finished_at + decision.delay)
+
+
+def _retry_later(base: Transition, job: Claimed, retry: Retry, delay: int, message: str) -> Transition:
+    told = base._replace(outcome=AttemptOutcome.FAILED, failed=1, message=message or "the handler asked to retry")
+    if job.failures >= retry.retries:
+        return told._replace(state=S.FAILED, reason=f"all {retry.retries} retries are spent")
+    return told._replace(state=S.SCHEDULED, due_at=base.finished_at + max(0, delay))

@@ -1,0 +1,87 @@
+"""Storing jobs for callers: chunks, async sources, and waiting for room in a capped queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from treadle.errors import QueueFull
+from treadle.host.bells import Bell
+from treadle.model.job import NewJob
+from treadle.store.store import Store
+
+ROOM_POLL: Final = 0.1
+LARGEST_CHUNK: Final = 1_000_000_000
+
+
+def insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
+    """Store *jobs* in one transaction; waits for room in a queue declared ``when_full="wait"``."""
+    try:
+        return store.insert(jobs)
+    except QueueFull as error:
+        if not error.wait:
+            raise
+    bell = Bell(store.waiters_path())
+    try:
+        return _insert_when_room(store, jobs, bell)
+    finally:
+        bell.close()
+
+
+async def ainsert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
+    """The same from async code."""
+    while True:
+        try:
+            return await store.wait_async(store.submit_insert(jobs))
+        except QueueFull as error:
+            if not error.wait:
+                raise
+        await asyncio.sleep(ROOM_POLL)
+
+
+def insert_many(store: Store, jobs: Iterable[NewJob], chunk: int | None) -> Sequence[int]:
+    """Store *jobs*, one transaction a chunk, and return their ids in order."""
+    ids: list[int] = []
+    for piece in _chunks(iter(jobs), chunk):
+        ids += insert(store, piece)
+    return ids
+
+
+async def ainsert_many(
+    store: Store, jobs: Iterable[NewJob] | AsyncIterable[NewJob], chunk: int | None
+) -> Sequence[int]:
+    """The same from async code, from a plain or an async iterable."""
+    ids: list[int] = []
+    if isinstance(jobs, AsyncIterable):
+        async for piece in _achunks(jobs, chunk):
+            ids += await ainsert(store, piece)
+    else:
+        for piece in _chunks(iter(jobs), chunk):
+            ids += await ainsert(store, piece)
+    return ids
+
+
+def _insert_when_room(store: Store, jobs: Sequence[NewJob], bell: Bell) -> Sequence[int]:
+    while True:
+        try:
+            return store.insert(jobs)
+        except QueueFull:
+            bell.wait(ROOM_POLL)
+
+
+def _chunks(jobs: Iterator[NewJob], chunk: int | None) -> Iterator[list[NewJob]]:
+    while piece := list(islice(jobs, chunk or LARGEST_CHUNK)):
+        yield piece
+
+
+async def _achunks(jobs: AsyncIterable[NewJob], chunk: int | None) -> AsyncIterator[list[NewJob]]:
+    piece: list[NewJob] = []
+    async for job in jobs:
+        piece.append(job)
+        if chunk is not None and len(piece) >= chunk:
+            yield piece
+            piece = []
+    if piece:
+        yield piece

@@ -1,0 +1,127 @@
+"""Waiting for jobs to end: woken by a bell that every settle rings, with a slow look as net."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from treadle.clock import SystemClock
+from treadle.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
+from treadle.host.bells import Bell
+from treadle.model.codec import CodecRegistry
+from treadle.model.definition import TaskDefinition
+from treadle.model.job import JobState
+from treadle.store.ops import find
+from treadle.store.session import Session
+from treadle.store.store import Store
+
+T = TypeVar("T")
+LOOK_EVERY: Final = 0.5
+NOT_STORED: Final = "result not stored"
+
+
+def wait_for(store: Store, look: Callable[[Session], T | None], timeout: float | None) -> T:
+    """Call *look* until it finds something; woken by every settle on this file.
+
+    Raises:
+        ResultTimeout: nothing was found in time.
+    """
+    clock = SystemClock()
+    until = None if timeout is None else clock.monotonic() + timeout
+    with _bell(store) as bell:
+        while True:
+            found = store.read(look)
+            if found is not None:
+                return found
+            bell.wait(_left(until, clock.monotonic(), timeout))
+
+
+async def await_for(store: Store, look: Callable[[Session], T | None], timeout: float | None) -> T:
+    """The same on an event loop."""
+    clock = SystemClock()
+    until = None if timeout is None else clock.monotonic() + timeout
+    loop = asyncio.get_running_loop()
+    rung = asyncio.Event()
+    with _bell(store) as bell:
+        loop.add_reader(bell.fileno(), rung.set)
+        try:
+            while True:
+                found = await asyncio.wrap_future(store.submit_read(look))
+                if found is not None:
+                    return found
+                limit = _left(until, clock.monotonic(), timeout)
+                await _sleep(rung, limit)
+                bell.drain()
+                rung.clear()
+        finally:
+            loop.remove_reader(bell.fileno())
+
+
+def ending_of(job_id: int, session: Session) -> find.Ending | None:
+    """The ending of a job, None while it has not ended.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    found = find.ending(session, job_id)
+    if found is None:
+        raise JobNotFound(f"There is no job {job_id}; it was never stored, or it was pruned.")
+    return found if found.state.ended else None
+
+
+def look_for(job_id: int) -> Callable[[Session], find.Ending | None]:
+    """A look for the ending of one job."""
+    return partial(ending_of, job_id)
+
+
+def all_ended(ids: Sequence[int], session: Session) -> dict[int, JobState] | None:
+    """The states of *ids* once every one of them has ended or is gone."""
+    found = find.states(session, ids)
+    return found if all(state.ended for state in found.values()) else None
+
+
+def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, codecs: CodecRegistry) -> Any:
+    """What a job's handler returned, from its ending.
+
+    Raises:
+        JobFailed: it ended without success.
+        ResultNotStored: its result was not kept.
+    """
+    if ending.state is not JobState.SUCCEEDED:
+        raise JobFailed(f"Job {job_id} {ending.state}: {ending.reason or ending.message or 'no reason was given'}")
+    if ending.reason is not None and ending.reason.startswith(NOT_STORED):
+        raise ResultNotStored(ending.reason)
+    if ending.data is None or ending.codec is None:
+        return None
+    codec = codecs.get(ending.codec)
+    if task is None:
+        return codec.decode(ending.data, object)
+    return task.signature.decode_result(codec, ending.data)
+
+
+@contextmanager
+def _bell(store: Store) -> Iterator[Bell]:
+    bell = Bell(store.waiters_path())
+    try:
+        yield bell
+    finally:
+        bell.close()
+
+
+def _left(until: float | None, now: float, timeout: float | None) -> float:
+    if until is None:
+        return LOOK_EVERY
+    if now >= until:
+        raise ResultTimeout(f"The job did not end within {timeout:g} s; it goes on.")
+    return min(LOOK_EVERY, until - now)
+
+
+async def _sleep(rung: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await rung.wait()
+    except TimeoutError:
+        return

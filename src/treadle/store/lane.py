@@ -1,0 +1,255 @@
+"""The lane: one connection that writes, one thread that owns it, one transaction for all that waits.
+
+Group commit: every operation that waits when the thread comes by shares one ``BEGIN IMMEDIATE … COMMIT``
+and one sync of the disk. An operation that fails is undone by its savepoint and fails alone. A caller
+off any event loop may run its operation itself while the lane is idle, which saves a thread hop.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import sqlite3
+import threading
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from treadle.errors import ForkedConnectionError, StoreClosed, TreadleError
+from treadle.store.connections import Connections
+from treadle.store.session import Session
+from treadle.store.sqlite import is_busy, translate
+from treadle.store.work import Answer, Operation, Work, bundles, fail, run_bundle, starting
+
+T = TypeVar("T")
+GROUP_MOST = 512
+log = logging.getLogger("treadle.store")
+
+
+class Lane:
+    """Runs operations that write, one transaction at a time.
+
+    Args:
+        connections: opens and keeps the writing connection, its gate, checks and bell.
+    """
+
+    _thread: threading.Thread | None
+    _closed: bool
+    _poisoned: bool
+    _abandoned: bool
+    _fork_ready: bool
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._start_anew()
+
+    def submit(self, operation: Operation[T], *, guarded: bool = True) -> Future[T]:
+        """Queue *operation* and return its future; it is answered after the commit.
+
+        Raises:
+            StoreClosed: the lane is closed.
+        """
+        future: Future[T] = Future()
+        with self._closing:
+            if self._closed:
+                raise StoreClosed(f"The store {self._connections.path} is closed; open a new Treadle.")
+            self._ensure_thread()
+            self._waiting.put(Work(operation, future, guarded))
+        return future
+
+    def run_here(self, operation: Operation[T]) -> Future[T] | None:
+        """Run *operation* on the calling thread if the lane is idle and the gate is free.
+
+        Returns:
+            An answered future, or None when the lane is busy: then use :meth:`submit`.
+        """
+        if self._closed or self._poisoned or not self._waiting.empty() or not self._turn.acquire(blocking=False):
+            return None
+        work: Work[T] = Work(operation, Future(), guarded=False)
+        try:
+            if not self._connections.enter_gate(blocking=False):
+                return None
+            try:
+                self._transact([work], patient=False)
+                self._connections.after_commit()
+            finally:
+                self._connections.leave_gate()
+        except _StillBusy:
+            return None
+        finally:
+            self._turn.release()
+        return work.future
+
+    def close(self, timeout: float) -> None:
+        """Finish what waits, stop the thread and close the connection; safe to call twice."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._waiting.put(None)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            self._abandoned = True
+        self._fail_waiting()
+        if self._turn.acquire(timeout=timeout):
+            try:
+                self._connections.close()
+            finally:
+                self._turn.release()
+        else:
+            log.warning("The lane of %s is still busy at close; its connection is left open.", self._connections.path)
+
+    # Fork: the parent closes its idle connections first and both sides reopen them when needed, because a
+    # connection opened in a child while the parent had one open loses commits.
+
+    def before_fork(self) -> None:
+        """Close the connection so that the child cannot inherit it; a busy lane poisons the child."""
+        self._fork_ready = self._turn.acquire(timeout=5)
+        if self._fork_ready:
+            self._connections.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before; the connection is opened again when needed."""
+        if self._fork_ready:
+            self._turn.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start with fresh locks and no thread; what waited belongs to the parent."""
+        poisoned = not self._fork_ready
+        closed = self._closed
+        self._start_anew()
+        self._poisoned, self._closed = poisoned, closed
+
+    def _start_anew(self) -> None:
+        self._waiting: queue.SimpleQueue[Work[Any] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        self._closing = threading.Lock()
+        self._thread = None
+        self._closed = False
+        self._poisoned = False
+        self._abandoned = False
+        self._fork_ready = True
+
+    def _ensure_thread(self) -> None:
+        if self._poisoned:
+            raise ForkedConnectionError(
+                "This process was forked while the store was in the middle of a transaction, so it may not touch "
+                "the file. Start workers with subprocess or multiprocessing's 'spawn' instead of fork."
+            )
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="treadle-lane", daemon=True)
+            self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            first = self._waiting.get()
+            group = self._collect(first)
+            if group:
+                self._run_group(group)
+            if self._closed and self._waiting.empty():
+                return
+
+    def _collect(self, first: Work[Any] | None) -> list[Work[Any]]:
+        group = [first] if first is not None else []
+        while len(group) < GROUP_MOST:
+            try:
+                work = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if work is not None:
+                group.append(work)
+        return group
+
+    def _run_group(self, group: list[Work[Any]]) -> None:
+        with self._turn:
+            self._connections.enter_gate(blocking=True)
+            try:
+                self._transact(group, patient=True)
+                self._connections.after_commit()
+            finally:
+                self._connections.leave_gate()
+
+    def _transact(self, group: list[Work[Any]], *, patient: bool) -> None:
+        """One transaction for the group; every future that was not cancelled is answered on return."""
+        try:
+            connection = self._begin(group, patient=patient)
+        except (sqlite3.Error, TreadleError, OSError) as error:
+            fail(starting(group), self._told(error))
+            return
+        running = starting(group) if connection is not None else []
+        if connection is None or not running:
+            self._connections.undo()
+            return
+        session = self._connections.session(connection)
+        answers: list[Answer] = []
+        try:
+            for works in bundles(running):
+                answers += self._run(session, works)
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self._connections.undo()
+            self._again_or_fail(running, error, patient=patient)
+            return
+        self._connections.committed(session)
+        for answer in answers:
+            answer.tell()
+
+    def _run(self, session: Session, works: list[Work[Any]]) -> list[Answer]:
+        if not works[0].guarded:
+            return run_bundle(session, works)
+        connection = session.connection
+        connection.execute("SAVEPOINT work")
+        try:
+            answers = run_bundle(session, works)
+        except Exception as error:
+            if not connection.in_transaction:
+                raise  # SQLite rolled the whole group back: everyone must hear of it
+            connection.execute("ROLLBACK TO work")
+            connection.execute("RELEASE work")
+            if len(works) > 1:
+                return [answer for work in works for answer in self._run(session, [work])]
+            return [Answer(works[0], None, self._told(error))]
+        connection.execute("RELEASE work")
+        return answers
+
+    def _again_or_fail(self, running: list[Work[Any]], error: BaseException, *, patient: bool) -> None:
+        # The transaction is gone, so nothing was stored: the group runs once more, one by one, so that
+        # the culprit fails alone.
+        if len(running) == 1 or not patient or not isinstance(error, sqlite3.Error | TreadleError):
+            fail(running, self._told(error))
+            return
+        for work in running:
+            self._transact([work], patient=True)
+
+    def _begin(self, group: list[Work[Any]], *, patient: bool) -> sqlite3.Connection | None:
+        """Open the write transaction; None when every caller gave up while we waited for the lock."""
+        connection = self._connections.writer()
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return connection
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                if not patient:
+                    raise _StillBusy from error
+            if self._abandoned:
+                raise StoreClosed("The store was closed while it waited for the database's write lock.")
+            if all(work.future.cancelled() for work in group):
+                return None
+            self._connections.pause(random.uniform(0.001, 0.01))  # noqa: S311 - jitter, not a secret
+
+    def _told(self, error: BaseException) -> BaseException:
+        if isinstance(error, sqlite3.Error):
+            told = translate(error, self._connections.path)
+            told.__cause__ = error
+            return told
+        return error
+
+    def _fail_waiting(self) -> None:
+        fail(starting(self._collect(None)), StoreClosed("The store was closed before this was stored."))
+
+
+class _StillBusy(Exception):
+    """The database's write lock is taken; the caller should go through the lane's thread."""

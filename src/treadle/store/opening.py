@@ -1,0 +1,147 @@
+"""Opening a store: where the file is, whether it may be used, and bringing its tables up to date."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from treadle.clock import Clock
+from treadle.errors import ConfigurationError, StoreBusy, StoreUnusable
+from treadle.host.files import create_private, file_system_problem, identity_of, resolve, side_folder
+from treadle.host.guard import find_second_sqlite
+from treadle.host.locks import Gate
+from treadle.store.connections import GATE, FileFacts
+from treadle.store.migrate import check_reader, migrate, migrations, version
+from treadle.store.sqlite import check_version, connect, is_busy, set_wal, translate
+
+MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - only as a place for a private folder
+DURABILITIES: Final = ("full", "normal", "off")
+log = logging.getLogger("treadle.store")
+
+
+def file_of(url: str) -> Path | None:
+    """The path a store URL names, None for ``memory://``.
+
+    Raises:
+        ConfigurationError: not ``sqlite:///path`` or ``memory://``.
+
+    Example:
+        >>> file_of("sqlite:///jobs.db")
+        PosixPath('jobs.db')
+    """
+    if url == "memory://":
+        return None
+    if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
+        return Path(url.removeprefix("sqlite:///"))
+    raise ConfigurationError(
+        f"{url!r} is not a store. Use 'sqlite:///jobs.db' (relative), 'sqlite:////var/lib/app/jobs.db' (absolute) "
+        "or 'memory://'."
+    )
+
+
+def private_folder() -> Path:
+    """A new folder for a ``memory://`` store: in memory where the system has a place for it."""
+    parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="treadle-", dir=parent))
+
+
+def open_file(
+    path: Path, clock: Clock, *, durability: str, lock_timeout: float, auto_migrate: bool, create: bool = True
+) -> FileFacts:
+    """Make sure *path* is a usable store with current tables, and say what is fixed about it.
+
+    Raises:
+        StoreUnusable: the file system, the file or the SQLite library is not safe; the message has the remedy.
+        SchemaTooNew: the file needs a newer Treadle.
+        StoreBusy: the write lock was not free in time.
+    """
+    if durability not in DURABILITIES:
+        raise ConfigurationError(f"durability={durability!r} is unknown; choose one of {', '.join(DURABILITIES)}.")
+    check_version()
+    resolved = _usable(path, create=create)
+    side = side_folder(resolved)
+    gate = Gate(side / GATE)
+    gate.acquire(blocking=True)
+    try:
+        _bring_up_to_date(resolved, clock, durability, lock_timeout, auto_migrate=auto_migrate)
+    except sqlite3.Error as error:
+        raise translate(error, resolved) from error
+    finally:
+        gate.close()
+    identity = identity_of(resolved)
+    assert identity is not None
+    return FileFacts(path=resolved, side=side, identity=identity, durability=durability)
+
+
+def _usable(path: Path, *, create: bool) -> Path:
+    try:
+        resolved = resolve(path)
+        problem = file_system_problem(resolved)
+        if problem:
+            raise StoreUnusable(problem)
+        if not create and not resolved.exists():
+            raise StoreUnusable(f"There is no database {resolved}; check the path.")
+        create_private(resolved)
+    except OSError as error:
+        raise StoreUnusable(
+            f"The database {path} cannot be created ({error}); check the folder's owner and mode."
+        ) from error
+    if not resolved.is_file():
+        raise StoreUnusable(f"{resolved} is not a file.")
+    second = find_second_sqlite()
+    if second:
+        log.warning("%s", second)
+    return resolved
+
+
+def _bring_up_to_date(
+    path: Path, clock: Clock, durability: str, lock_timeout: float, *, auto_migrate: bool
+) -> None:
+    connection = connect(path, durability=durability)
+    try:
+        check_reader(connection)
+        if version(connection) >= migrations()[-1].version:
+            return
+        if not auto_migrate:
+            raise StoreUnusable(
+                f"{path} has schema {version(connection)}, this Treadle needs {migrations()[-1].version}. "
+                "Run 'treadle migrate', or apply the script that 'treadle migrate --sql' prints."
+            )
+        patiently(lambda: set_wal(connection), clock, lock_timeout, path)
+        patiently(lambda: connection.execute("BEGIN IMMEDIATE"), clock, lock_timeout, path)
+        try:
+            migrate(connection, clock)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def patiently(action: Callable[[], object], clock: Clock, lock_timeout: float, path: Path) -> None:
+    """Call *action* until the database is not locked, at most *lock_timeout* seconds.
+
+    Raises:
+        StoreBusy: it stayed locked.
+    """
+    until = clock.monotonic() + lock_timeout
+    pause = threading.Event()
+    while True:
+        try:
+            action()
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            if clock.monotonic() >= until:
+                raise StoreBusy(
+                    f"The database {path} was locked by another program for {lock_timeout:g} s; "
+                    "find it with 'treadle doctor'."
+                ) from error
+            pause.wait(0.01)

@@ -1,0 +1,1 @@
+"""Operations: plain functions ``op(session, ...) -> values``, each beside the SQL it runs."""

@@ -1,0 +1,175 @@
+"""Reading jobs: one by id, pages by filter, counts. Every read is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from treadle.clock import to_datetime
+from treadle.model.extra import meta_of
+from treadle.model.job import OUTCOMES, STATES, Attempt, JobFilter, JobRecord, JobState, Page, Progress
+from treadle.store.session import Row, Session
+
+PAGE_MOST: Final = 500
+ATTEMPTS_MOST: Final = 200
+
+COLUMNS: Final = """
+j.id, j.task, j.queue, j.state, j.priority, j.due_at, j.enqueued_at, j.attempt, j.failures, j.crashes,
+j.lease, j.started_at, j.finished_at, j.reason, p.codec, p.data, p.extra
+"""
+ONE: Final = f"SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = j.id WHERE j.id = ?"
+MANY: Final = f"""
+SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = j.id
+WHERE {{conditions}} ORDER BY j.id DESC LIMIT :most
+"""
+ATTEMPTS: Final = """
+SELECT job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback
+FROM treadle_attempts WHERE job_id = ? ORDER BY seq DESC LIMIT ?
+"""
+TAGS: Final = "SELECT tag FROM treadle_tags WHERE job_id = ? ORDER BY tag"
+PROGRESS: Final = "SELECT fraction, message, updated_at FROM treadle_progress WHERE job_id = ?"
+COUNTS: Final = "SELECT queue, state, count(*) FROM treadle_jobs GROUP BY queue, state"
+QUEUES: Final = "SELECT name, max_length, when_full FROM treadle_queues"
+NEXT_DUE: Final = "SELECT min(due_at) FROM treadle_jobs INDEXED BY treadle_jobs_scheduled WHERE state = 2"
+STATES_OF: Final = "SELECT id, state FROM treadle_jobs WHERE id IN (SELECT value FROM json_each(:ids))"
+ENDING: Final = """
+SELECT j.state, j.reason, r.codec, r.data,
+    (SELECT a.message FROM treadle_attempts a WHERE a.job_id = j.id ORDER BY a.seq DESC LIMIT 1)
+FROM treadle_jobs j LEFT JOIN treadle_results r ON r.job_id = j.id WHERE j.id = ?
+"""
+
+
+class Ending(NamedTuple):
+    """What ``result()`` needs to know about a job: its state and, when it succeeded, its stored result."""
+
+    state: JobState
+    reason: str | None
+    codec: str | None
+    data: bytes | None
+    message: str | None
+
+
+def get(session: Session, job_id: int) -> JobRecord | None:
+    """One job with its tags, progress and latest attempts, None when there is none."""
+    row = session.row(ONE, (job_id,))
+    if row is None:
+        return None
+    return _record(
+        row,
+        tags=tuple(tag for (tag,) in session.rows(TAGS, (job_id,))),
+        progress=_progress(session.row(PROGRESS, (job_id,))),
+        attempts=attempts(session, job_id),
+    )
+
+
+def attempts(session: Session, job_id: int) -> tuple[Attempt, ...]:
+    """The latest attempts of a job, oldest first; at most 200."""
+    rows = session.rows(ATTEMPTS, (job_id, ATTEMPTS_MOST))
+    return tuple(_attempt(row) for row in reversed(rows))
+
+
+def find(session: Session, which: JobFilter, before: int | None, most: int) -> Page:
+    """One page of matching jobs, newest first.
+
+    Args:
+        session: an open read.
+        which: what must match.
+        before: only ids below this one: ``Page.next`` of the page before.
+        most: page size, 1 to 500.
+    """
+    conditions, values = _conditions(which)
+    if before is not None:
+        conditions.append("j.id < :before")
+        values["before"] = before
+    most = max(1, min(most, PAGE_MOST))
+    sql = MANY.format(conditions=" AND ".join(conditions) or "1")
+    rows = session.rows(sql, values | {"most": most})
+    return Page(jobs=tuple(_record(row) for row in rows), next=rows[-1][0] if len(rows) == most else None)
+
+
+def counts(session: Session) -> dict[str, dict[JobState, int]]:
+    """How many jobs each queue has in each state; states without jobs are left out."""
+    found: dict[str, dict[JobState, int]] = {}
+    for queue, state, number in session.rows(COUNTS):
+        found.setdefault(queue, {})[STATES[state]] = number
+    return found
+
+
+def queues(session: Session) -> dict[str, tuple[int | None, str]]:
+    """Declared queues with their cap and what happens when they are full."""
+    return {name: (most, when_full) for name, most, when_full in session.rows(QUEUES)}
+
+
+def next_due(session: Session) -> datetime | None:
+    """When the next scheduled job is due, None when nothing is scheduled."""
+    return _moment(session.value(NEXT_DUE))
+
+
+def states(session: Session, ids: Sequence[int]) -> dict[int, JobState]:
+    """The state of each of *ids* that exists."""
+    rows = session.rows(STATES_OF, {"ids": msgspec.json.encode(ids).decode()})
+    return {number: STATES[state] for number, state in rows}
+
+
+def ending(session: Session, job_id: int) -> Ending | None:
+    """What is known of a job's end, None when there is no such job."""
+    row = session.row(ENDING, (job_id,))
+    return Ending(STATES[row[0]], *row[1:]) if row else None
+
+
+def _conditions(which: JobFilter) -> tuple[list[str], dict[str, Any]]:
+    conditions: list[str] = []
+    values: dict[str, Any] = {}
+    if which.ids:
+        conditions.append("j.id IN (SELECT value FROM json_each(:ids))")
+        values["ids"] = msgspec.json.encode(which.ids).decode()
+    if which.states:
+        # Codes are written out: a bound value could not use the partial indexes.
+        conditions.append(f"j.state IN ({', '.join(str(state.code) for state in which.states)})")
+    for name in ("queue", "task"):
+        wanted = getattr(which, name)
+        if wanted is not None:
+            conditions.append(f"j.{name} = :{name}")
+            values[name] = wanted
+    if which.tag is not None:
+        conditions.append("j.id IN (SELECT job_id FROM treadle_tags WHERE tag = :tag)")
+        values["tag"] = which.tag
+    return conditions, values
+
+
+def _record(
+    row: Row,
+    *,
+    tags: tuple[str, ...] = (),
+    progress: Progress | None = None,
+    attempts: tuple[Attempt, ...] = (),
+) -> JobRecord:
+    (number, task, queue, state, priority, due_at, enqueued_at, attempt, failures, crashes, lease,
+     started_at, finished_at, reason, codec, data, extra) = row  # fmt: skip
+    return JobRecord(
+        id=number, task=task, queue=queue, state=STATES[state], priority=priority,
+        due_at=to_datetime(due_at), enqueued_at=to_datetime(enqueued_at), attempt=attempt,
+        failures=failures, crashes=crashes, lease=lease, started_at=_moment(started_at),
+        finished_at=_moment(finished_at), reason=reason, codec=codec, arguments=data,
+        meta=meta_of(extra),
+        tags=tags, progress=progress, attempts=attempts,
+    )  # fmt: skip
+
+
+def _attempt(row: Row) -> Attempt:
+    return Attempt(
+        job_id=row[0], lease=row[1], attempt=row[2], worker=row[3], outcome=OUTCOMES[row[4]],
+        started_at=to_datetime(row[5]), finished_at=to_datetime(row[6]), error_type=row[7],
+        message=row[8], traceback=row[9],
+    )  # fmt: skip
+
+
+def _progress(row: Row | None) -> Progress | None:
+    return Progress(fraction=row[0], message=row[1], updated_at=to_datetime(row[2])) if row else None
+
+
+def _moment(micros: int | None) -> datetime | None:
+    return None if micros is None else to_datetime(micros)

@@ -1,0 +1,135 @@
+"""Storing new jobs: a few statements however many jobs, so a busy interpreter is not asked twice per row.
+
+Ids and lengths travel as one JSON object, arguments as one concatenated blob. Arguments never pass
+through SQL's JSON functions, which refuse blobs and cut text at NUL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Final
+
+import msgspec
+
+from treadle.errors import QueueFull
+from treadle.model.job import JobState, NewJob, Options
+from treadle.store.session import Session
+
+LENGTH_BITS: Final = 31
+
+JOBS: Final = """
+INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at)
+SELECT CAST(key AS INTEGER), :queue, :task, :state, :priority, :due_at, :now FROM json_each(:placed)
+"""
+PAYLOADS: Final = """
+INSERT INTO treadle_payloads (job_id, codec, data, extra)
+SELECT CAST(key AS INTEGER), :codec, substr(:blob, (value >> 31) + 1, value & 2147483647), :extra
+FROM json_each(:placed)
+"""
+ONE_PAYLOAD: Final = "INSERT INTO treadle_payloads (job_id, codec, data, extra) VALUES (?, ?, ?, ?)"
+ONE_JOB: Final = """
+INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+TAGS: Final = """
+INSERT INTO treadle_tags (tag, job_id)
+SELECT t.value, CAST(p.key AS INTEGER) FROM json_each(:placed) p CROSS JOIN json_each(:tags) t
+"""
+CAPS: Final = "SELECT name, max_length, when_full FROM treadle_queues WHERE max_length IS NOT NULL"
+LENGTH: Final = """
+SELECT count(*) FROM (
+    SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3 AND queue = :queue LIMIT :most)
+"""
+
+
+def insert(session: Session, jobs: Sequence[NewJob], ids: Sequence[int]) -> None:
+    """Store *jobs* under *ids*, and ask for the bell when one of them can run now or soon.
+
+    Raises:
+        QueueFull: a queue would grow beyond its cap; nothing is stored.
+    """
+    check_caps(session, jobs)
+    now = session.clock.now()
+    if len(jobs) == 1:
+        _insert_one(session, jobs[0], ids[0], now)
+    else:
+        for options, places in _grouped(jobs).items():
+            _insert_group(session, options, [(ids[place], jobs[place].data) for place in places], now)
+    session.ring()
+
+
+def check_caps(session: Session, jobs: Sequence[NewJob]) -> None:
+    """Raise QueueFull when *jobs* would push a capped queue over its length.
+
+    Only ready jobs count: what waits for its time is not a backlog. Counting stops at the cap.
+    """
+    caps = session.rows(CAPS)
+    for queue, most, when_full in caps:
+        coming = sum(1 for job in jobs if job.options.queue == queue)
+        if not coming:
+            continue
+        length = session.value(LENGTH, {"queue": queue, "most": most})
+        if length + coming > most:
+            raise QueueFull(
+                f"Queue {queue!r} holds {length} ready jobs of at most {most}; {coming} more refused. "
+                "Let workers drain it, raise the cap, or declare when_full='wait'.",
+                wait=when_full == "wait",
+            )
+
+
+def placed(pieces: Sequence[tuple[int, bytes]]) -> tuple[bytes, bytes]:
+    """Join blobs into one and say where each lies: ``{"id": offset << 31 | length}`` as JSON."""
+    offset = 0
+    places: dict[int, int] = {}
+    for number, data in pieces:
+        length = len(data)
+        places[number] = offset << LENGTH_BITS | length
+        offset += length
+    return msgspec.json.encode(places), b"".join([data for _, data in pieces])
+
+
+def _grouped(jobs: Sequence[NewJob]) -> dict[Options, list[int]]:
+    # Keyed by identity first: hashing a dataclass per job costs more than storing it.
+    seen: dict[int, list[int]] = {}
+    for place, (options, _) in zip(count(), jobs, strict=False):
+        found = seen.get(id(options))
+        if found is None:
+            seen[id(options)] = [place]
+        else:
+            found.append(place)
+    merged: dict[Options, list[int]] = {}
+    for places in seen.values():
+        merged.setdefault(jobs[places[0]].options, []).extend(places)
+    return merged
+
+
+def _due(options: Options, now: int) -> tuple[int, int]:
+    due_at = options.due_at if options.due_at is not None else now + options.delay
+    return due_at, (JobState.SCHEDULED if due_at > now else JobState.READY).code
+
+
+def _insert_one(session: Session, job: NewJob, number: int, now: int) -> None:
+    options = job.options
+    due_at, state = _due(options, now)
+    session.change(ONE_JOB, (number, options.queue, options.task, state, options.priority, due_at, now))
+    session.change(ONE_PAYLOAD, (number, options.codec, job.data, options.extra))
+    if options.tags:
+        _insert_tags(session, options, msgspec.json.encode({number: 0}).decode())
+
+
+def _insert_group(session: Session, options: Options, pieces: list[tuple[int, bytes]], now: int) -> None:
+    due_at, state = _due(options, now)
+    places, blob = placed(pieces)
+    text = places.decode()
+    session.change(
+        JOBS,
+        {"queue": options.queue, "task": options.task, "state": state, "priority": options.priority,
+         "due_at": due_at, "now": now, "placed": text},
+    )  # fmt: skip
+    session.change(PAYLOADS, {"codec": options.codec, "blob": blob, "extra": options.extra, "placed": text})
+    if options.tags:
+        _insert_tags(session, options, text)
+
+
+def _insert_tags(session: Session, options: Options, places: str) -> None:
+    session.change(TAGS, {"placed": places, "tags": msgspec.json.encode(options.tags).decode()})

@@ -1,0 +1,155 @@
+"""Storing outcomes: guarded by the lease, whole batches at a time.
+
+Every write of an attempt goes through the unique index of live leases, so one that lost its lease
+changes nothing here, whatever it claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+import msgspec
+
+from treadle.model.job import JobState
+from treadle.model.settle import Transition
+from treadle.store.ops.insert import insert, placed
+from treadle.store.ops.sequences import burn
+from treadle.store.session import Session
+
+SUCCEEDED_HISTORY: Final = """
+INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at)
+SELECT j.id, j.lease, j.attempt, :worker, 1, json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]')
+FROM json_each(:times) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
+WHERE j.state = 5 AND j.lease = CAST(e.key AS INTEGER)
+"""
+LIVE: Final = """
+SELECT json_group_array(lease) FROM treadle_jobs INDEXED BY treadle_jobs_running
+WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
+"""
+SUCCEED: Final = """
+UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+SET state = 7, finished_at = :now, lease = NULL
+WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
+"""
+EXPLAIN_MISSING_RESULT: Final = "UPDATE treadle_jobs SET reason = :reason WHERE id = :id"
+RESULTS: Final = """
+INSERT OR REPLACE INTO treadle_results (job_id, codec, data)
+SELECT CAST(key AS INTEGER), :codec, substr(:blob, (value >> 31) + 1, value & 2147483647)
+FROM json_each(:placed)
+"""
+HISTORY: Final = """
+INSERT INTO treadle_attempts
+    (job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback)
+SELECT id, lease, attempt, :worker, :outcome, :started_at, :finished_at, :error_type, :message, :traceback
+FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5 AND lease = :lease
+"""
+MOVE: Final = """
+UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+SET state = :state, lease = NULL, due_at = coalesce(:due_at, due_at), failures = failures + :failed,
+    reason = :reason, finished_at = CASE WHEN :state >= 7 THEN :finished_at END
+WHERE state = 5 AND lease = :lease
+"""
+IMMEDIATE: Final = """
+INSERT INTO treadle_immediates (job_id, error_type, granted) VALUES (:job, :error_type, 1)
+ON CONFLICT (job_id, error_type) DO UPDATE SET granted = granted + 1
+"""
+IMMEDIATES: Final = "SELECT error_type, granted FROM treadle_immediates WHERE job_id = ?"
+RELEASE: Final = """
+UPDATE treadle_jobs INDEXED BY treadle_jobs_running SET state = 3, lease = NULL
+WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
+"""
+
+_LEASES: Final = msgspec.json.Decoder(list[int])
+
+
+def apply(session: Session, transitions: Sequence[Transition], worker: str) -> list[int]:
+    """Store *transitions* of *worker* and return the leases that were lost, whose writes changed nothing.
+
+    Args:
+        session: an open transaction.
+        transitions: what to store, each guarded by its own lease.
+        worker: name of the worker, for the history.
+    """
+    session.settle()
+    ended = [one for one in transitions if one.state is JobState.SUCCEEDED]
+    lost = _succeed(session, ended, worker) if ended else set()
+    for one in transitions:
+        if one.state is not JobState.SUCCEEDED and not _move(session, one, worker):
+            lost.add(one.lease)
+    follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
+    if follow:
+        # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
+        first = burn(session, "job", len(follow))
+        insert(session, follow, range(first, first + len(follow)))
+    return sorted(lost)
+
+
+def release(session: Session, leases: Sequence[int]) -> int:
+    """Give back leases whose handlers never began; the jobs are ready again, nothing else changes."""
+    session.ring()
+    return session.change(RELEASE, {"leases": _json(leases)})
+
+
+def live(session: Session, leases: Sequence[int]) -> set[int]:
+    """Those of *leases* that still own their jobs."""
+    return set(_LEASES.decode(session.value(LIVE, {"leases": _json(leases)})))
+
+
+def immediates(session: Session, job_id: int) -> dict[str, int]:
+    """Immediate retries granted to a job so far, by error class name."""
+    return dict(session.rows(IMMEDIATES, (job_id,)))
+
+
+def _succeed(session: Session, ended: list[Transition], worker: str) -> set[int]:
+    times = {one.lease: (one.started_at, one.finished_at) for one in ended}
+    stored = session.change(SUCCEEDED_HISTORY, {"times": _json(times), "worker": worker})
+    lost: set[int] = set()
+    if stored != len(ended):
+        lost = set(times) - live(session, list(times))
+        ended = [one for one in ended if one.lease not in lost]
+    if not ended:
+        return lost
+    changed = session.change(
+        SUCCEED, {"now": max(one.finished_at for one in ended), "leases": _json([one.lease for one in ended])}
+    )
+    assert changed == len(ended), f"history and jobs disagree: {changed} of {len(ended)}"
+    _store_results(session, ended)
+    return lost
+
+
+def _store_results(session: Session, ended: list[Transition]) -> None:
+    kept = [one for one in ended if one.data is not None]
+    for codec, group in groupby(sorted(kept, key=lambda one: one.codec), key=lambda one: one.codec):
+        places, blob = placed([(one.job_id, one.data or b"") for one in group])
+        session.change(RESULTS, {"codec": codec, "blob": blob, "placed": places.decode()})
+    for one in ended:
+        if one.reason is not None:
+            session.change(EXPLAIN_MISSING_RESULT, {"reason": one.reason, "id": one.job_id})
+
+
+def _move(session: Session, one: Transition, worker: str) -> bool:
+    if one.history:
+        stored = session.change(
+            HISTORY,
+            {"worker": worker, "outcome": one.outcome.code, "started_at": one.started_at,
+             "finished_at": one.finished_at, "error_type": one.error_type, "message": one.message,
+             "traceback": one.traceback, "lease": one.lease},
+        )  # fmt: skip
+        if not stored:
+            return False
+    moved = session.change(
+        MOVE,
+        {"state": one.state.code, "due_at": one.due_at, "failed": one.failed, "reason": one.reason,
+         "finished_at": one.finished_at, "lease": one.lease},
+    )  # fmt: skip
+    if moved and one.immediate is not None:
+        session.change(IMMEDIATE, {"job": one.job_id, "error_type": one.immediate})
+    if moved and one.state in (JobState.READY, JobState.SCHEDULED):
+        session.ring()
+    return bool(moved)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,39 @@
+"""The workers of a store as people see them: which are alive, which are stalled, what they run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from treadle import defaults
+from treadle.clock import to_datetime, to_duration
+from treadle.host.files import FileIdentity
+from treadle.host.locks import Probe
+from treadle.model.job import WorkerRecord
+from treadle.store.ops import workers
+from treadle.store.session import Session
+from treadle.store.store import Store
+
+SLOTS = "workers"
+
+
+def roster(store: Store, session: Session) -> tuple[WorkerRecord, ...]:
+    """Every registered worker. *alive* is read from its lock; *stalled* means no sign of life for 60 s."""
+    rows = workers.every(session)
+    if not rows:
+        return ()
+    probe = Probe(store.facts.side / SLOTS)
+    try:
+        return tuple(_record(row, probe, session.clock.now()) for row in rows)
+    finally:
+        probe.close()
+
+
+def _record(row: workers.WorkerRow, probe: Probe, now: int) -> WorkerRecord:
+    alive = FileIdentity(row.dev, row.ino) != probe.identity or not probe.is_free(row.slot)
+    return WorkerRecord(
+        slot=row.slot, epoch=row.epoch, name=row.name, host=row.host, pid=row.pid,
+        started_at=to_datetime(row.started_at), seen_at=to_datetime(row.seen_at),
+        queues=tuple(msgspec.json.decode(row.queues)), tasks=tuple(msgspec.json.decode(row.tasks)),
+        concurrency=row.concurrency, alive=alive,
+        stalled=alive and now - row.seen_at > to_duration(defaults.STALLED_AFTER), running=row.running,
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"""A session is one open transaction, as operations see it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from treadle.clock import Clock
+from treadle.store.dialect import Dialect
+
+Row = tuple[Any, ...]
+Parameters = Mapping[str, object] | Sequence[object]
+
+
+class Session:
+    """Runs statements on one connection inside one transaction.
+
+    Args:
+        connection: an open connection with a transaction already begun.
+        dialect: the SQL fragments of this database.
+        clock: where "now" comes from.
+    """
+
+    __slots__ = ("_cursor", "clock", "connection", "dialect", "rings", "settles")
+
+    def __init__(self, connection: sqlite3.Connection, dialect: Dialect, clock: Clock) -> None:
+        self.connection = connection
+        self.dialect = dialect
+        self.clock = clock
+        self.rings = False
+        self.settles = False
+        self._cursor = connection.cursor()
+        # A caller's connection may make rows of its own kind; ours are plain tuples.
+        self._cursor.row_factory = None
+
+    def rows(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Run *sql* and return every row; never leaves a cursor open."""
+        return self._cursor.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """Run *sql* and return its first row, None when there is none."""
+        found = self._cursor.execute(sql, parameters).fetchall()
+        return found[0] if found else None
+
+    def value(self, sql: str, parameters: Parameters = ()) -> Any:
+        """Run *sql* and return the first column of its first row, None when there is none."""
+        found = self.row(sql, parameters)
+        return found[0] if found else None
+
+    def change(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run *sql* and return how many rows it changed."""
+        return self._cursor.execute(sql, parameters).rowcount
+
+    def ring(self) -> None:
+        """Ask for the bell to ring once this transaction has committed."""
+        self.rings = True
+
+    def settle(self) -> None:
+        """Ask for everybody who waits for a job's end to be told once this transaction has committed."""
+        self.settles = True

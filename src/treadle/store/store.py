@@ -1,0 +1,280 @@
+"""The store: lane, readers, bell and checks of one database, behind a handful of verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from treadle import defaults
+from treadle.clock import Clock, SystemClock
+from treadle.errors import ForkedConnectionError, StoreBusy, StoreFull
+from treadle.host.files import free_bytes
+from treadle.host.guard import process_name, write_lock_holder
+from treadle.host.process import forget_on_fork, on_fork, own_identity
+from treadle.model.job import NewJob
+from treadle.store import callers
+from treadle.store.connections import Connections, FileFacts
+from treadle.store.ids import IdBlock
+from treadle.store.lane import Lane
+from treadle.store.opening import file_of, open_file, private_folder
+from treadle.store.readers import Readers
+from treadle.store.session import Session
+from treadle.store.work import Insert
+
+T = TypeVar("T")
+OWN_TRANSACTION_AFTER = 0.2
+log = logging.getLogger("treadle.store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """How to open and use a store.
+
+    Attributes:
+        durability: "full" survives a power cut at every acknowledged enqueue; "normal" may lose the last
+            commits then (never on a crash of the process); "off" is for tests.
+        lock_timeout: seconds enqueue waits for the write lock before StoreBusy.
+        max_size: bytes of database beyond which enqueue is refused, None for no budget.
+        min_free: bytes that enqueue leaves free on the disk, so that running work can still be settled.
+        auto_migrate: create and upgrade tables when the store is opened.
+    """
+
+    durability: str = defaults.DURABILITY
+    lock_timeout: float = defaults.LOCK_TIMEOUT.total_seconds()
+    max_size: int | None = None
+    min_free: int = defaults.MIN_FREE
+    auto_migrate: bool = True
+
+
+class Store:
+    """One open database.
+
+    Args:
+        url: ``sqlite:///path`` or ``memory://``.
+        options: how to use it.
+        clock: where times come from.
+
+    Example:
+        >>> store = Store("memory://")
+        >>> store.close()
+    """
+
+    def __init__(self, url: str, options: StoreOptions | None = None, clock: Clock | None = None) -> None:
+        self.options = options or StoreOptions()
+        self.clock = clock or SystemClock()
+        self._private: Path | None = None
+        self.facts = self._open(url)
+        self._connections = Connections(self.facts, self.clock)
+        self._lane = Lane(self._connections)
+        self._readers = Readers(self.facts, self.clock)
+        self._ids = IdBlock(self.submit)
+        self._forked = False
+        on_fork(
+            self, before=self._before_fork, after_in_parent=self._after_fork_in_parent,
+            after_in_child=self._after_fork_in_child,
+        )  # fmt: skip
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self.facts.path
+
+    # Writing -----------------------------------------------------------------------------------
+
+    def submit(self, operation: Callable[[Session], T], *, guarded: bool = True) -> Future[T]:
+        """Queue a write and return its future, answered after the commit. Never blocks."""
+        return self._lane.submit(operation, guarded=guarded)
+
+    def run(self, operation: Callable[[Session], T]) -> T:
+        """Run a write and return its result after the commit; for callers off any event loop.
+
+        Raises:
+            StoreBusy: the write lock was not free within ``lock_timeout``.
+            OwnTransactionOpen: this thread's own transaction holds it.
+        """
+        return self.wait(self._lane.run_here(operation) or self._lane.submit(operation))
+
+    def insert(self, jobs: Sequence[NewJob]) -> Sequence[int]:
+        """Store *jobs* in one transaction and return their ids, after the commit."""
+        ids = self._ids.take(len(jobs), self.wait)
+        self.check_room(sum(len(job.data) for job in jobs))
+        self.run(Insert(jobs, ids))
+        return ids
+
+    def submit_insert(self, jobs: Sequence[NewJob]) -> Future[Sequence[int]]:
+        """Store *jobs* in one transaction; the future brings their ids after the commit. Never blocks."""
+        answer: Future[Sequence[int]] = Future()
+
+        def store(ids: Sequence[int]) -> None:
+            self.check_room(sum(len(job.data) for job in jobs))
+            _chain(self.submit(Insert(jobs, ids)), answer)
+
+        self._ids.take_later(len(jobs), store, answer)
+        return answer
+
+    def insert_in(self, connection: object, jobs: Sequence[NewJob]) -> Sequence[int]:
+        """Store *jobs* on the caller's connection, inside the transaction they opened.
+
+        The bell rings now and workers then look every few milliseconds for a while, since nobody tells
+        us of the commit.
+        """
+        self.check_room(sum(len(job.data) for job in jobs))
+
+        def store(session: Session) -> Sequence[int]:
+            ids = self._ids.take_in(session, len(jobs))
+            return Insert(jobs, ids)(session)
+
+        ids = callers.run_in(connection, store, path=self.path, clock=self.clock)
+        self._connections.ring(b"t")
+        return ids
+
+    # Reading -----------------------------------------------------------------------------------
+
+    def read(self, operation: Callable[[Session], T]) -> T:
+        """Run a read on this thread."""
+        self._refuse_in_forked_child()
+        return self._readers.run(operation)
+
+    def submit_read(self, operation: Callable[[Session], T]) -> Future[T]:
+        """Run a read on the pool; for callers that must not block."""
+        self._refuse_in_forked_child()
+        return self._readers.submit(operation)
+
+    # Waiting -----------------------------------------------------------------------------------
+
+    def wait(self, future: Future[T]) -> T:
+        """Wait for a write to be stored, at most ``lock_timeout``; then give it up and say who holds the lock."""
+        try:
+            return future.result(min(OWN_TRANSACTION_AFTER, self.options.lock_timeout))
+        except FutureTimeout:
+            if future.done():
+                raise
+        self._check_own_transaction(future)
+        try:
+            return future.result(max(0.0, self.options.lock_timeout - OWN_TRANSACTION_AFTER))
+        except FutureTimeout:
+            if future.done():
+                raise
+        if not future.cancel():
+            return future.result()  # it has begun: its outcome is near and must be told
+        raise self._busy()
+
+    async def wait_async(self, future: Future[T]) -> T:
+        """The same for callers on an event loop."""
+        wrapped = asyncio.wrap_future(future)
+        done, _ = await asyncio.wait({wrapped}, timeout=min(OWN_TRANSACTION_AFTER, self.options.lock_timeout))
+        if not done:
+            self._check_own_transaction(future)
+            left = max(0.0, self.options.lock_timeout - OWN_TRANSACTION_AFTER)
+            done, _ = await asyncio.wait({wrapped}, timeout=left)
+        if not done and future.cancel():
+            raise self._busy()
+        return await wrapped
+
+    # Housekeeping ------------------------------------------------------------------------------
+
+    def check_room(self, coming: int) -> None:
+        """Refuse new work before the disk or the budget is full, while there is room to settle what runs.
+
+        Raises:
+            StoreFull: nothing was stored; it can be tried again when there is room.
+        """
+        free = free_bytes(self.path)
+        if free - coming < self.options.min_free:
+            raise StoreFull(
+                f"Only {free:,} bytes are free under {self.path} and {self.options.min_free:,} are kept for running "
+                "work (min_free). Nothing was enqueued; free space, work resumes by itself."
+            )
+        if self.options.max_size is not None:
+            size = self.path.stat().st_size
+            if size + coming > self.options.max_size:
+                raise StoreFull(
+                    f"{self.path} has {size:,} bytes of its budget of {self.options.max_size:,} (max_size). "
+                    "Nothing was enqueued; prune history with 'treadle prune' or raise the budget."
+                )
+
+    def ring(self) -> None:
+        """Wake every worker on this file."""
+        self._connections.ring()
+
+    def waiters_path(self) -> Path:
+        """A path for one more bell that every settle rings."""
+        return self._connections.waiters_path()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Finish what is queued and close; safe to call twice. A ``memory://`` store is gone afterwards."""
+        forget_on_fork(self)
+        self._lane.close(timeout)
+        self._readers.close()
+        self._connections.forget_bells()
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    def _open(self, url: str) -> FileFacts:
+        path = file_of(url)
+        durability = self.options.durability
+        if path is None:
+            self._private = private_folder()
+            path, durability = self._private / "memory.db", "off"
+        return open_file(
+            path, self.clock, durability=durability, lock_timeout=self.options.lock_timeout,
+            auto_migrate=self.options.auto_migrate,
+        )  # fmt: skip
+
+    def _check_own_transaction(self, future: Future[T]) -> None:
+        if write_lock_holder(self.path) != own_identity().pid or future.done():
+            return
+        try:
+            callers.check_own_transaction(self.path)
+        except BaseException:
+            if future.cancel():
+                raise
+
+    def _busy(self) -> StoreBusy:
+        holder = write_lock_holder(self.path)
+        who = process_name(holder) if holder else "another process"
+        return StoreBusy(
+            f"The database {self.path} stayed locked for {self.options.lock_timeout:g} s (lock_timeout) by {who}. "
+            "Nothing was stored."
+        )
+
+    def _refuse_in_forked_child(self) -> None:
+        if self._forked:
+            raise ForkedConnectionError(
+                "This process was forked while the store was reading, so it may not touch the file. "
+                "Start workers with subprocess or multiprocessing's 'spawn' instead of fork."
+            )
+
+    def _before_fork(self) -> None:
+        self._lane.before_fork()
+        self._readers.before_fork()
+
+    def _after_fork_in_parent(self) -> None:
+        self._lane.after_fork_in_parent()
+
+    def _after_fork_in_child(self) -> None:
+        self._lane.after_fork_in_child()
+        self._forked = not self._readers.after_fork_in_child()
+        self._ids.forget()
+
+
+def _chain(inner: Future[T], outer: Future[T]) -> None:
+    def tell(done: Future[T]) -> None:
+        if not outer.set_running_or_notify_cancel():
+            return
+        error = done.exception()
+        if error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(done.result())
+
+    inner.add_done_callback(tell)
+
+

@@ -1,0 +1,203 @@
+"""When to claim and how much: enough to keep the slots busy, never so much that work is hoarded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from treadle import defaults
+from treadle.clock import SECOND, Clock
+from treadle.errors import StoreClosed, StoreLost, TreadleError
+from treadle.host.bells import Bell
+from treadle.store.ops.claim import Claim, ClaimRequest, claim
+from treadle.store.ops.settle import release
+from treadle.store.store import Store
+from treadle.store.watch import Watch
+from treadle.worker.crew import Crew
+from treadle.worker.presence import Presence
+
+AHEAD: Final = 0.025
+"""Seconds of work, at the present rate, that may be claimed beyond the free slots."""
+AHEAD_MOST: Final = 1000
+RETURN_AFTER: Final = 0.1
+"""Seconds a claimed job may wait for a slot before it is given back to other workers."""
+QUICK_POLL: Final = 0.005
+QUICK_FOR: Final = 2.0
+"""After a ring from inside a caller's transaction: its commit comes later and nobody rings for it."""
+log = logging.getLogger("treadle.worker")
+
+Queues = Sequence[str] | Mapping[str, int] | None
+
+
+class Claimer:
+    """Claims jobs for a crew; one task on the worker's event loop.
+
+    Args:
+        store: where from.
+        presence: whose leases.
+        crew: who runs them.
+        queues: names in strict order, names with weights, or None for every queue.
+        tasks: task names this worker knows.
+        clock: for due times and rates.
+        on_fatal: called when the store can no longer be used.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence,
+        crew: Crew,
+        queues: Queues,
+        tasks: tuple[str, ...],
+        clock: Clock,
+        on_fatal: Callable[[TreadleError], None],
+    ) -> None:
+        self._store = store
+        self._presence = presence
+        self._crew = crew
+        self._queues = queues
+        self._tasks = msgspec.json.encode(tasks).decode()
+        self._clock = clock
+        self._on_fatal = on_fatal
+        self._wake = asyncio.Event()
+        self._watch = Watch(store.facts)
+        self._more = True
+        self._next_due: int | None = None
+        self._quick_until = 0.0
+        self._rate = 0.0
+        self._rated_at = clock.monotonic()
+        self._turn = 0
+        self.idle = asyncio.Event()
+        """Set while there is nothing to claim and nothing runs."""
+
+    def wake(self) -> None:
+        """Look again now: a slot became free."""
+        if not self._wake.is_set() and (self._more or self._crew.buffered):
+            self._wake.set()
+
+    def look(self) -> None:
+        """Claim again now, whatever the last claim said."""
+        self._more = True
+        self._wake.set()
+
+    def rung(self, bell: Bell) -> None:
+        """The bell rang: there may be work."""
+        tokens = bell.drain()
+        if b"t" in tokens:
+            self._quick_until = self._clock.monotonic() + QUICK_FOR
+        self.look()
+
+    async def serve(self) -> None:
+        """Claim until cancelled."""
+        while True:
+            try:
+                await self._round()
+            except (StoreLost, StoreClosed) as error:
+                self._on_fatal(error)
+                return
+            except TreadleError as error:
+                log.warning("Claiming failed and is tried again: %s", error)
+                self._more = True
+                await asyncio.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - jitter
+
+    async def give_back(self) -> None:
+        """Return every lease whose handler has not begun, unspent."""
+        leases = self._crew.give_back()
+        if leases:
+            await asyncio.wrap_future(self._store.submit(partial(release, leases=leases)))
+
+    def close(self) -> None:
+        """Close the watching connection."""
+        self._watch.close()
+
+    async def _round(self) -> None:
+        if self._crew.busy_alone:
+            await self.give_back()
+            self._crew.run_alone()
+            await self._sleep(0.5)
+            return
+        self._crew.pump()
+        room = self._room() if self._more else 0
+        if room > 0:
+            found = await self._claim(room)
+            self._crew.take(found.jobs)
+            self._more = len(found.jobs) >= room
+            self._next_due = found.next_due
+            if self._more or found.jobs:
+                return
+        await self._rest()
+
+    def _room(self) -> int:
+        """How many jobs to claim now; 0 while enough are waiting already."""
+        ahead = min(AHEAD_MOST, int(self._measure() * AHEAD))
+        if self._crew.buffered * 2 > ahead:
+            return 0
+        return max(0, self._crew.slots - self._crew.running) + ahead - self._crew.buffered
+
+    def _measure(self) -> float:
+        """Jobs ended per second lately."""
+        now = self._clock.monotonic()
+        elapsed = now - self._rated_at
+        if elapsed >= 0.002:
+            self._rate = 0.5 * self._rate + 0.5 * self._crew.ended / elapsed
+            self._crew.ended = 0
+            self._rated_at = now
+        return self._rate
+
+    async def _claim(self, most: int) -> Claim:
+        self._turn += 1
+        request = ClaimRequest(self._order(), self._tasks, most, self._presence.leases(most), self._turn)
+        return await asyncio.wrap_future(self._store.submit(partial(claim, request=request)))
+
+    def _order(self) -> tuple[str, ...] | None:
+        if self._queues is None:
+            return None
+        if isinstance(self._queues, Mapping):
+            # Weighted order without replacement: each queue comes first in proportion to its weight.
+            keyed = {name: random.random() ** (1 / weight) for name, weight in self._queues.items()}  # noqa: S311
+            return tuple(sorted(keyed, key=keyed.__getitem__, reverse=True))
+        return tuple(self._queues)
+
+    async def _rest(self) -> None:
+        """Sleep until a ring, a free slot with work left, the next due time, or a change seen by the slow poll."""
+        if self._crew.buffered:
+            await self._sleep(RETURN_AFTER)
+            await self._return_stranded()
+            return
+        if not self._crew.running and not self._more:
+            self.idle.set()
+        quick = self._clock.monotonic() < self._quick_until
+        limit = QUICK_POLL if quick else defaults.POLL.total_seconds()
+        if self._next_due is not None:
+            limit = min(limit, max(0.0, (self._next_due - self._clock.now()) / SECOND))
+        if not await self._sleep(limit) and self._something_new():
+            self._more = True
+        if self._more:
+            self.idle.clear()
+
+    def _something_new(self) -> bool:
+        due = self._next_due is not None and self._next_due <= self._clock.now()
+        return self._watch.changed() or due
+
+    async def _return_stranded(self) -> None:
+        """Give back what has waited too long behind slow jobs: another worker may be free."""
+        if self._crew.buffered and self._crew.running >= self._crew.slots and self._crew.ended == 0:
+            await self.give_back()
+            self._rate = 0.0
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait to be woken, at most *seconds*; True when woken."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._wake.clear()
+        return True

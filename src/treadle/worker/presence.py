@@ -1,0 +1,125 @@
+"""A worker's proof of life: a locked slot, a row that says who holds it, and a bell to be woken by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from treadle.errors import NotSupportedHere, StoreLost
+from treadle.host.bells import Bell
+from treadle.host.locks import Hold
+from treadle.host.process import host_name, own_identity
+from treadle.store.ops import workers
+from treadle.store.ops.sequences import burn
+from treadle.store.roster import SLOTS
+from treadle.store.session import Session
+from treadle.store.store import Store
+
+MOST_SLOTS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a worker tells others about itself."""
+
+    name: str | None
+    queues: tuple[str, ...]
+    tasks: tuple[str, ...]
+    concurrency: int
+
+
+@dataclass(slots=True)
+class Presence:
+    """One registration, from :meth:`enter` to :meth:`leave`.
+
+    Attributes:
+        slot: the locked byte; others prove our death by finding it free.
+        epoch: never given twice; the upper half of every lease.
+        name: what people call this worker.
+        bell: rung when there may be work; None where the system has no FIFOs.
+    """
+
+    store: Store
+    hold: Hold
+    epoch: int
+    name: str
+    bell: Bell | None
+    rescued: int
+    used: int = 0
+
+    @classmethod
+    def enter(cls, store: Store, abilities: Abilities) -> Presence:
+        """Lock a free slot, then rescue what its last holder left and register, in one transaction."""
+        hold = lock_free_slot(store.facts.side / SLOTS)
+        who = own_identity()
+        name = abilities.name or f"{host_name()}-{who.pid}-{hold.slot}"
+        registration = workers.Registration(
+            slot=hold.slot, name=name, host=host_name(), pid=who.pid, pid_started=who.started,
+            pid_namespace=who.namespace, boot_id=who.boot_id, dev=hold.identity.dev, ino=hold.identity.ino,
+            queues=abilities.queues, tasks=abilities.tasks, concurrency=abilities.concurrency,
+        )  # fmt: skip
+        try:
+            epoch = store.submit(lambda session: burn(session, "epoch", 1), guarded=False).result()
+            rescued = store.submit(partial(workers.register, who=registration, epoch=epoch)).result()
+        except BaseException:
+            hold.release()
+            raise
+        return cls(store, hold, epoch, name, _bell(store.facts.side, hold.slot), rescued)
+
+    @property
+    def slot(self) -> int:
+        """The locked slot."""
+        return self.hold.slot
+
+    def leases(self, count: int) -> int:
+        """Reserve *count* lease numbers in a row and return the first; none is ever reserved again."""
+        first = self.used + 1
+        self.used += count
+        return self.epoch << workers.EPOCH_BITS | first
+
+    def beat(self, session: Session) -> bool:
+        """Write a sign of life; False when this registration was taken away."""
+        return workers.seen(session, self.slot, self.epoch)
+
+    def check(self) -> None:
+        """Make sure that others can still see our lock.
+
+        Raises:
+            StoreLost: the file of slots was replaced, so our lock proves nothing any more.
+        """
+        if not self.hold.still_ours():
+            raise StoreLost(
+                f"The lock file beside {self.store.path} was deleted or replaced while this worker ran, so other "
+                "workers could not see that it lives. Restart the worker; never delete the -treadle folder."
+            )
+
+    def leave(self) -> None:
+        """Deregister and let the slot go; what is still held is taken back at once."""
+        try:
+            self.store.submit(partial(workers.leave, slot=self.slot, epoch=self.epoch)).result(10)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let the slot go without a word: others find it free and rescue what was held."""
+        if self.bell is not None:
+            self.bell.close()
+        self.hold.release()
+
+
+def lock_free_slot(path: Path) -> Hold:
+    """Lock the lowest free slot of the file *path*."""
+    for slot in range(1, MOST_SLOTS):
+        hold = Hold.take(path, slot)
+        if hold is not None:
+            return hold
+    raise NotSupportedHere(f"All {MOST_SLOTS} worker slots of {path} are taken.")
+
+
+def _bell(side: Path, slot: int) -> Bell | None:
+    try:
+        return Bell(side / f"bell-{slot}")
+    except NotSupportedHere:
+        return None

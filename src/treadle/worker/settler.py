@@ -1,0 +1,147 @@
+"""Storing outcomes: collects transitions, stores them in batches, never lets one go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from treadle.errors import LeaseLost, StoreBusy, StoreClosed, StoreFull, StoreLost, TreadleError
+from treadle.model.job import AttemptOutcome, JobState
+from treadle.model.settle import Transition
+from treadle.store.ops import notes
+from treadle.store.ops.settle import apply
+from treadle.store.session import Session
+from treadle.store.store import Store
+
+BATCH_MOST: Final = 1000
+PROGRESS_EVERY: Final = 0.5
+PATIENCE: Final = (0.05, 0.2, 0.5, 1.0)
+"""Seconds between tries while the database refuses; the last one repeats for as long as it takes."""
+log = logging.getLogger("treadle.worker")
+
+Notes = dict[int, tuple[float, str]]
+
+
+class Settler:
+    """Stores what attempts came to; used from the worker's event loop.
+
+    Args:
+        store: where.
+        worker: the worker's name, for the history.
+        on_lost: called with each lease whose outcome was refused.
+        on_fatal: called when the store can no longer be used at all.
+    """
+
+    def __init__(
+        self, store: Store, worker: str, on_lost: Callable[[int], None], on_fatal: Callable[[TreadleError], None]
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._on_lost = on_lost
+        self._on_fatal = on_fatal
+        self._waiting: deque[Transition] = deque()
+        self._notes: Notes = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, transition: Transition) -> None:
+        """Queue a transition; it is stored with its neighbours."""
+        self._waiting.append(transition)
+        self._notes.pop(transition.lease, None)
+        if not self._wake.is_set():
+            self._idle.clear()
+            self._wake.set()
+
+    def note(self, lease: int, fraction: float, message: str) -> None:
+        """Remember the last progress of an attempt."""
+        self._notes[lease] = (fraction, message)
+
+    async def drained(self) -> None:
+        """Wait until everything queued so far is stored."""
+        await self._idle.wait()
+
+    @property
+    def waiting(self) -> int:
+        """How many outcomes are not stored yet."""
+        return len(self._waiting)
+
+    async def serve(self) -> None:
+        """Store what comes until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(BATCH_MOST, len(self._waiting)))]
+                if not await self._store_batch(batch):
+                    return
+            if not self._waiting:
+                self._idle.set()
+
+    async def serve_notes(self) -> None:
+        """Write progress every half second until cancelled."""
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY)
+            if self._notes:
+                taken, self._notes = self._notes, {}
+                await self._write_notes(taken)
+
+    async def _store_batch(self, batch: list[Transition]) -> bool:
+        tries = 0
+        while True:
+            try:
+                lost = await self._apply(batch)
+            except (StoreLost, StoreClosed) as error:
+                self._on_fatal(error)
+                return False
+            except (StoreBusy, StoreFull) as error:
+                await self._be_patient(tries, batch, error)
+                tries += 1
+            except TreadleError as error:
+                return await self._divide(batch, error, tries)
+            else:
+                for lease in lost:
+                    log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
+                    self._on_lost(lease)
+                return True
+
+    async def _apply(self, batch: list[Transition]) -> list[int]:
+        return await asyncio.wrap_future(self._store.submit(partial(apply, transitions=batch, worker=self._worker)))
+
+    async def _divide(self, batch: list[Transition], error: TreadleError, tries: int) -> bool:
+        """Store each half by itself; the single culprit is held, so that its work is not repeated blindly."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return await self._store_batch(batch[:middle]) and await self._store_batch(batch[middle:])
+        culprit = batch[0]
+        if culprit.outcome is AttemptOutcome.HELD:
+            await self._be_patient(tries, batch, error)
+            return await self._store_batch(batch)
+        log.error("The outcome of job %s cannot be stored (%s); the job is held.", culprit.job_id, error)
+        held = Transition(
+            culprit.lease, culprit.job_id, JobState.HELD, AttemptOutcome.HELD, culprit.started_at,
+            culprit.finished_at, reason=f"outcome not stored: {error}"[:500],
+        )  # fmt: skip
+        return await self._store_batch([held])
+
+    async def _be_patient(self, tries: int, batch: list[Transition], error: TreadleError) -> None:
+        if tries in (0, 10) or tries % 60 == 0:
+            log.warning("%d outcomes wait to be stored: %s", len(batch), error)
+        await asyncio.sleep(PATIENCE[min(tries, len(PATIENCE) - 1)])
+
+    async def _write_notes(self, taken: Notes) -> None:
+        def write(session: Session) -> None:
+            for lease, (fraction, message) in taken.items():
+                try:
+                    notes.progress(session, lease, fraction, message)
+                except LeaseLost:
+                    log.debug("Progress of lease %s came too late.", lease)
+
+        try:
+            await asyncio.wrap_future(self._store.submit(write))
+        except TreadleError as error:
+            log.warning("Progress was not stored: %s", error)

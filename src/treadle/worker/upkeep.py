@@ -1,0 +1,154 @@
+"""What keeps the store healthy beside the jobs: rescue, signs of life, checks, unknown tasks, pruning.
+
+It has a thread of its own: a handler that blocks the event loop must not stop the rescue of others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from treadle import defaults
+from treadle.clock import Clock, to_duration
+from treadle.errors import StoreClosed, StoreLost, TreadleError
+from treadle.host.files import FileIdentity
+from treadle.host.guard import LockState, sqlite_locks
+from treadle.host.locks import Probe
+from treadle.host.process import ProcessIdentity, is_gone, own_identity
+from treadle.model.retention import Retention
+from treadle.store.ops import prune, workers
+from treadle.store.roster import SLOTS
+from treadle.store.store import Store
+from treadle.worker.presence import Presence
+
+UNKNOWN_EVERY: Final = 5.0
+log = logging.getLogger("treadle.worker")
+
+
+class Upkeep:
+    """Periodic duties of one worker.
+
+    Args:
+        store: which store.
+        presence: this worker's registration.
+        tasks: the task names this worker knows.
+        retention: how long history is kept.
+        clock: for intervals and ages.
+        on_fatal: called when the store can no longer be used.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence,
+        tasks: tuple[str, ...],
+        retention: Retention,
+        clock: Clock,
+        on_fatal: Callable[[TreadleError], None],
+    ) -> None:
+        self._store = store
+        self._presence = presence
+        self._tasks = tasks
+        self._retention = retention
+        self._clock = clock
+        self._on_fatal = on_fatal
+        self._stop = threading.Event()
+        self._probe = Probe(store.facts.side / SLOTS)
+        self._own = own_identity()
+        self._thread = threading.Thread(target=self._serve, name="treadle-upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first round runs at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End and wait for the round that is under way, at most 10 s."""
+        self._stop.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(10)
+        self._probe.close()
+
+    def _serve(self) -> None:
+        duties: list[tuple[float, Callable[[], None]]] = [
+            (defaults.RESCUE_EVERY.total_seconds(), self.rescue),
+            (defaults.BEAT.total_seconds(), self.beat),
+            (UNKNOWN_EVERY, self.look_after_unknown),
+            (defaults.PRUNE_EVERY.total_seconds(), self.prune),
+        ]
+        due = [0.0] * len(duties)
+        while not self._stop.is_set():
+            for place, (interval, duty) in enumerate(duties):
+                now = self._clock.monotonic()
+                if now >= due[place] and not self._do(duty):
+                    return
+                due[place] = max(due[place], now + interval) if now >= due[place] else due[place]
+            self._stop.wait(max(0.01, min(due) - self._clock.monotonic()))
+
+    def _do(self, duty: Callable[[], None]) -> bool:
+        """Run a duty; False when the store is gone. Other database errors are told and tried again."""
+        try:
+            duty()
+        except (StoreLost, StoreClosed) as error:
+            if not self._stop.is_set():
+                self._on_fatal(error)
+            return False
+        except (TreadleError, OSError) as error:
+            log.warning("%s failed and is tried again: %s", duty.__name__, error)
+        return True
+
+    def rescue(self) -> None:
+        """Take back the jobs of workers whose locks are free: the kernel frees them when a process dies."""
+        for row in self._store.read(workers.identities):
+            if row.epoch == self._presence.epoch or not self._is_dead(row):
+                continue
+            rescued = self._store.submit(
+                partial(workers.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name)
+            ).result()
+            log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
+
+    def beat(self) -> None:
+        """Check that our locks still hold, and write a sign of life."""
+        self._presence.check()
+        if sqlite_locks(self._store.path) is LockState.LOST:
+            raise StoreLost(
+                f"This process lost SQLite's locks on {self._store.path}: something in it opened and closed the file "
+                "by hand, or a second SQLite library did. Committed work could be lost, so this worker stops."
+            )
+        if not self._store.submit(self._presence.beat, guarded=False).result():
+            raise StoreLost(f"Worker {self._presence.name} was evicted; its jobs were given to others.")
+
+    def look_after_unknown(self) -> None:
+        """Hold jobs whose task no live worker knows; free those that this worker knows now."""
+        self._store.submit(partial(workers.free_known, tasks=self._tasks)).result()
+        if self._store.read(workers.has_unknown):
+            self._store.submit(workers.hold_unknown).result()
+        if self._store.read(workers.has_orphans):
+            self._store.submit(workers.rescue_orphans).result()
+
+    def prune(self) -> None:
+        """Delete history beyond its retention, slice by slice, with room for others in between."""
+        now = self._clock.now()
+        for state, rule in self._retention.rules():
+            before = None if rule.age is None else now - to_duration(rule.age)
+            if rule.count is not None:
+                keep = rule.count
+                cutoff = self._store.read(lambda session: prune.cutoff_by_count(session, state, keep))  # noqa: B023
+                before = max(filter(None, (before, cutoff)), default=None)
+            while before is not None and not self._stop.is_set():
+                slice_ = partial(prune.prune, state=state, before=before, most=defaults.PRUNE_SLICE)
+                if self._store.submit(slice_, guarded=False).result() < defaults.PRUNE_SLICE:
+                    break
+                self._stop.wait(0.02)
+
+    def _is_dead(self, row: workers.IdentityRow) -> bool:
+        if FileIdentity(row.dev, row.ino) == self._probe.identity:
+            return self._probe.is_free(row.slot)
+        # Its lock lies in a file that was replaced, so a free byte here proves nothing; a process that is
+        # provably gone does.
+        worker = ProcessIdentity(
+            pid=row.pid, started=row.pid_started, boot_id=row.boot_id, namespace=row.pid_namespace
+        )
+        return is_gone(worker, self._own)
