@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -58,6 +59,7 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
         retry=_retry(policy.get("retry")),
         timeout=None if timeout is None else _positive(timeout),
         result_cap=policy.get("result_cap", defaults.RESULT_CAP),
+        is_async=inspect.iscoroutinefunction(function),
     )
     options = Options(
         task=name,

@@ -28,7 +28,7 @@ NESTING_CAP: Final = 200
 
 MIN_FREE: Final = 32_000_000
 CHUNK: Final = 1_000
-CHECKPOINT_FRAMES: Final = 500
+CHECKPOINT_FRAMES: Final = 900
 POLL: Final = timedelta(seconds=1)
 BEAT: Final = timedelta(seconds=5)
 STALLED_AFTER: Final = timedelta(seconds=60)

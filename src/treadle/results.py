@@ -98,7 +98,7 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
         return None
     codec = codecs.get(ending.codec)
     if task is None:
-        return codec.decode(ending.data, object)
+        return codec.decode(ending.data, Any)
     return task.signature.decode_result(codec, ending.data)
 
 

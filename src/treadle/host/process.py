@@ -240,6 +240,11 @@ def _stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def stop_own_process() -> None:
+    """Send this process SIGTERM, as a service manager would; it reaches the main thread even while that waits."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def resident_bytes() -> int:
     """Memory of this process in RAM, in bytes (its peak outside Linux; 0 where unknown)."""
     if sys.platform == "win32":

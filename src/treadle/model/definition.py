@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ class TaskDefinition:
         retry: what follows a failure.
         timeout: microseconds an attempt may take, None for no limit.
         result_cap: bytes a result may have.
+        is_async: True when the function is a coroutine function.
     """
 
     name: str
@@ -35,11 +35,7 @@ class TaskDefinition:
     retry: Retry
     timeout: int | None
     result_cap: int
-
-    @property
-    def is_async(self) -> bool:
-        """True when the function is a coroutine function."""
-        return inspect.iscoroutinefunction(self.function)
+    is_async: bool
 
     @property
     def names(self) -> tuple[str, ...]:

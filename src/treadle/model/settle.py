@@ -97,13 +97,10 @@ def settle(
     Returns:
         The transition to store.
     """
-    if type(outcome) is Succeeded:
-        return Transition(
-            job.lease, job.id, S.SUCCEEDED, AttemptOutcome.SUCCEEDED, started_at, now,
-            None, 0, outcome.reason, None, None, None, outcome.codec, outcome.data, outcome.follow,
-        )  # fmt: skip
     base = Transition(job.lease, job.id, S.READY, AttemptOutcome.RELEASED, started_at, now)
     match outcome:
+        case Succeeded():
+            return succeeded(job, outcome, started_at, now)
         case Failed():
             return _failed(base, job, outcome, retry, luck, immediates or {})
         case RetryLater(delay, message):
@@ -119,6 +116,14 @@ def settle(
                 state=S.FAILED, outcome=AttemptOutcome.ABORTED, failed=1, reason=reason, message=reason
             )
     raise AssertionError(f"unreachable: {outcome!r}")
+
+
+def succeeded(job: Claimed, outcome: Succeeded, started_at: int, now: int) -> Transition:
+    """What success makes of *job*; no policy has a say in it."""
+    return Transition(
+        job.lease, job.id, S.SUCCEEDED, AttemptOutcome.SUCCEEDED, started_at, now,
+        None, 0, outcome.reason, None, None, None, outcome.codec, outcome.data, outcome.follow,
+    )  # fmt: skip
 
 
 def _failed(

@@ -88,6 +88,7 @@ class Signature:
         self._extra = next((p for p in parameters if p.kind is p.kind.VAR_KEYWORD), None)
         self._plain = self._rest is None and self._extra is None and not self._only_positional
         self._names = tuple(p.name for p in parameters)
+        self._all_named = self._plain and len(self._required) == len(parameters)
         kinds = [_carried(label, p.name, p.annotation) for p in parameters]
         self._reread = any(_contains(kind, _SHALLOW) for kind in kinds)
         self._struct = _struct(label, parameters)
@@ -182,7 +183,10 @@ class Signature:
         if isinstance(codec, BytesCodec):
             name = self._sole_parameter()
             return ([data], {}) if name in self._only_positional else ([], {name: data})
-        values = msgspec.structs.astuple(self._read(codec, data))
+        found = self._read(codec, data)
+        if self._all_named:
+            return [], dict(zip(self._names, msgspec.structs.astuple(found), strict=True))
+        values = msgspec.structs.astuple(found)
         if not self._plain:
             return self._fill(values)
         return [], {n: v for n, v in zip(self._names, values, strict=True) if v is not _UNSET}

@@ -22,9 +22,9 @@ from treadle.store.watch import Watch
 from treadle.worker.crew import Crew
 from treadle.worker.presence import Presence
 
-AHEAD: Final = 0.025
+AHEAD: Final = 0.06
 """Seconds of work, at the present rate, that may be claimed beyond the free slots."""
-AHEAD_MOST: Final = 1000
+AHEAD_MOST: Final = 2000
 RETURN_AFTER: Final = 0.1
 """Seconds a claimed job may wait for a slot before it is given back to other workers."""
 QUICK_POLL: Final = 0.005
@@ -70,6 +70,7 @@ class Claimer:
         self._more = True
         self._next_due: int | None = None
         self._quick_until = 0.0
+        self._low = 0
         self._rate = 0.0
         self._rated_at = clock.monotonic()
         self._turn = 0
@@ -77,8 +78,8 @@ class Claimer:
         """Set while there is nothing to claim and nothing runs."""
 
     def wake(self) -> None:
-        """Look again now: a slot became free."""
-        if not self._wake.is_set() and (self._more or self._crew.buffered):
+        """A slot became free: look again once what is at hand runs low."""
+        if self._more and self._crew.buffered <= self._low:
             self._wake.set()
 
     def look(self) -> None:
@@ -136,7 +137,8 @@ class Claimer:
     def _room(self) -> int:
         """How many jobs to claim now; 0 while enough are waiting already."""
         ahead = min(AHEAD_MOST, int(self._measure() * AHEAD))
-        if self._crew.buffered * 2 > ahead:
+        self._low = ahead * 3 // 4
+        if self._crew.buffered > self._low:
             return 0
         return max(0, self._crew.slots - self._crew.running) + ahead - self._crew.buffered
 
@@ -167,8 +169,7 @@ class Claimer:
     async def _rest(self) -> None:
         """Sleep until a ring, a free slot with work left, the next due time, or a change seen by the slow poll."""
         if self._crew.buffered:
-            await self._sleep(RETURN_AFTER)
-            await self._return_stranded()
+            await self._wait_beside_buffer()
             return
         if not self._crew.running and not self._more:
             self.idle.set()
@@ -185,9 +186,10 @@ class Claimer:
         due = self._next_due is not None and self._next_due <= self._clock.now()
         return self._watch.changed() or due
 
-    async def _return_stranded(self) -> None:
-        """Give back what has waited too long behind slow jobs: another worker may be free."""
-        if self._crew.buffered and self._crew.running >= self._crew.slots and self._crew.ended == 0:
+    async def _wait_beside_buffer(self) -> None:
+        """Sleep until the buffer runs low; if nothing of it starts meanwhile, give it to workers that are free."""
+        before = self._crew.started
+        if not await self._sleep(RETURN_AFTER) and self._crew.started == before:
             await self.give_back()
             self._rate = 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from treadle.clock import to_datetime
 from treadle.errors import ConfigurationError
@@ -56,7 +56,7 @@ class JobContext:
         self._claimed = claimed
         self._codec = codec
         self._desk = desk
-        self._follow: list[NewJob] = []
+        self._follow: tuple[NewJob, ...] = ()
         self._cancelled = False
 
     @property
@@ -142,7 +142,7 @@ class JobContext:
         return self._decoded(await asyncio.wrap_future(self._desk.read(self._read_checkpoint)))
 
     @property
-    def follow(self) -> list[NewJob]:
+    def follow(self) -> tuple[NewJob, ...]:
         """Jobs to enqueue if this attempt succeeds."""
         return self._follow
 
@@ -166,7 +166,7 @@ class JobContext:
         return last_checkpoint(session, self._claimed.id)
 
     def _decoded(self, found: tuple[str, bytes] | None) -> object:
-        return None if found is None else self._codec.decode(found[1], object)
+        return None if found is None else self._codec.decode(found[1], Any)
 
 
 RUNNING: ContextVar[JobContext] = ContextVar("treadle_job")

@@ -6,18 +6,18 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError, TreadleError
 from treadle.model.extra import policy_of
 from treadle.model.job import Claimed
-from treadle.model.outcome import Failed, Held, Outcome, Released
+from treadle.model.outcome import Failed, Held, Outcome, Released, Succeeded
 from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
-from treadle.model.settle import Transition, settle
+from treadle.model.settle import Transition, settle, succeeded
 from treadle.store.ops.settle import immediates
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.pools import ThreadPool
@@ -61,6 +61,8 @@ class Crew:
         self._clock = clock
         self._on_room = on_room
         self._loop = asyncio.get_running_loop()
+        # The C constructor costs half of loop.create_task; a program's own factory is respected.
+        self._new_task = asyncio.Task if self._loop.get_task_factory() is None else _task_by_factory
         self._threads = ThreadPool(slots, "treadle-job")
         self._running: dict[int, tuple[Attempt, asyncio.Task[None] | None, int]] = {}
         self._buffer: deque[Claimed] = deque()
@@ -72,6 +74,7 @@ class Crew:
         self._hurry = asyncio.Event()
         self._counting: set[asyncio.Task[None]] = set()
         self.ended = 0
+        self.started = 0
 
     @property
     def running(self) -> int:
@@ -156,9 +159,10 @@ class Crew:
         definition = self._registry.get(claimed.task)
         attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self._desk))
         started_at = self._clock.now()
+        self.started += 1
         self._empty.clear()
         if definition.is_async:
-            task = self._loop.create_task(self._run_async(attempt, started_at))
+            task = self._new_task(self._run_async(attempt, started_at), loop=self._loop)
             self._running[claimed.lease] = (attempt, task, started_at)
         else:
             self._running[claimed.lease] = (attempt, None, started_at)
@@ -212,11 +216,19 @@ class Crew:
             task.cancel()
 
 
+def _task_by_factory(
+    coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop
+) -> asyncio.Task[None]:
+    return loop.create_task(coroutine)
+
+
 def judge(
     attempt: Attempt, outcome: Outcome, started_at: int, now: int, immediates: dict[str, int] | None = None
 ) -> Transition:
     """Settle *outcome* under the policy in force for this very job."""
     claimed, retry = attempt.claimed, attempt.definition.retry
+    if type(outcome) is Succeeded:
+        return succeeded(claimed, outcome, started_at, now)
     if claimed.extra is not None:
         try:
             retry = policy_of(claimed.extra, retry)

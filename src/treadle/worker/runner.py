@@ -107,7 +107,7 @@ class Runner:
             raise TimeoutError(f"the attempt took longer than its timeout of {definition.timeout / SECOND:g} s")
 
     def _returned(self, attempt: Attempt, value: Any) -> Outcome:
-        follow = tuple(attempt.context.follow)
+        follow = attempt.context.follow
         codec = attempt.definition.codec
         if value is None:
             return Succeeded(codec.name, None, None, follow) if follow else NOTHING_RETURNED

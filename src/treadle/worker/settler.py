@@ -52,8 +52,9 @@ class Settler:
     def add(self, transition: Transition) -> None:
         """Queue a transition; it is stored with its neighbours."""
         self._waiting.append(transition)
-        self._notes.pop(transition.lease, None)
-        if not self._wake.is_set():
+        if self._notes:
+            self._notes.pop(transition.lease, None)
+        if len(self._waiting) == 1:
             self._idle.clear()
             self._wake.set()
 

@@ -11,7 +11,7 @@ from treadle.model.job import Claimed
 from treadle.store.dialect import SQLITE, SQLITE_HEX, Dialect
 from treadle.store.session import Session
 
-INLINE_MOST: Final = 65_536
+INLINE_MOST: Final = 16_384
 """Arguments up to this size come with the claim; larger ones are read when their attempt starts."""
 PROMOTE_LEAST: Final = 500
 
@@ -40,7 +40,7 @@ SELECT json_group_array(json_array(
     {joined}
 FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at,
         coalesce(p.codec, '') AS codec, length(p.data) AS size, p.extra,
-        CASE WHEN length(p.data) <= 65536 THEN p.data ELSE x'' END AS data
+        CASE WHEN length(p.data) <= 16384 THEN p.data ELSE x'' END AS data
     FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at
         FROM treadle_jobs INDEXED BY treadle_jobs_ready
         WHERE state = 3 AND queue = :queue AND task IN (SELECT value FROM json_each(:tasks))
