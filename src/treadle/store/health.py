@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from treadle.model.job import OUTCOMES, AttemptOutcome
 from treadle.store import migrate
 from treadle.store.session import Session
+from treadle.store.sqlite import connect, translate
 
 OUTCOME_COUNTS: Final = "SELECT outcome, count(*) FROM treadle_attempts GROUP BY outcome"
 TWICE: Final = """
@@ -24,7 +27,6 @@ OLDEST_READY: Final = """
 SELECT queue, count(*), min(due_at) FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3 GROUP BY queue
 """
 QUICK_CHECK: Final = "PRAGMA quick_check(20)"
-SQLITE_VERSION: Final = "SELECT sqlite_version()"
 
 
 class Crashes(NamedTuple):
@@ -82,11 +84,24 @@ def damage(session: Session) -> list[str]:
     return [] if found == ["ok"] else found
 
 
-def sqlite_version(session: Session) -> str:
-    """The SQLite library that this process uses."""
-    return str(session.value(SQLITE_VERSION))
+def library_version() -> str:
+    """The version of the SQLite library that this process uses."""
+    return sqlite3.sqlite_version
 
 
-def schema(session: Session) -> tuple[int, int]:
-    """The schema version of the file, and the one this Treadle makes."""
-    return migrate.version(session.connection), migrate.migrations()[-1].version
+def file_schema(path: Path) -> int:
+    """The schema version of the file *path*, 0 when it is missing or has no tables of Treadle's; opens no store.
+
+    Raises:
+        StoreError: it is not a database, or it cannot be read.
+    """
+    if not path.exists():
+        return 0
+    try:
+        connection = connect(path.resolve(), read_only=True)
+        try:
+            return migrate.version(connection)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translate(error, path) from error

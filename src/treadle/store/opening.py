@@ -93,6 +93,11 @@ def _usable(path: Path, *, create: bool) -> Path:
         ) from error
     if not resolved.is_file():
         raise StoreUnusable(f"{resolved} is not a file.")
+    if resolved.stat().st_nlink > 1:
+        raise StoreUnusable(
+            f"{resolved} has more than one name (hard link). Each name would get a write-ahead log of its own and "
+            "corrupt the database; remove the other name."
+        )
     second = find_second_sqlite()
     if second:
         log.warning("%s", second)

@@ -154,7 +154,7 @@ class Claimer:
 
     async def _claim(self, most: int) -> Claim:
         self._turn += 1
-        request = ClaimRequest(self._order(), self._tasks, most, self._presence.leases(most), self._turn)
+        request = ClaimRequest(self._order(), self._tasks, most, self._presence.epoch, self._turn)
         return await asyncio.wrap_future(self._store.submit(partial(claim, request=request)))
 
     def _order(self) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ class Presence:
 
     Attributes:
         slot: the locked byte; others prove our death by finding it free.
-        epoch: never given twice; the upper half of every lease.
+        epoch: number of this registration, never given twice; running jobs carry it.
         name: what people call this worker.
         bell: rung when there may be work; None where the system has no FIFOs.
     """
@@ -47,7 +47,6 @@ class Presence:
     name: str
     bell: Bell | None
     rescued: int
-    used: int = 0
 
     @classmethod
     def enter(cls, store: Store, abilities: Abilities) -> Presence:
@@ -72,12 +71,6 @@ class Presence:
     def slot(self) -> int:
         """The locked slot."""
         return self.hold.slot
-
-    def leases(self, count: int) -> int:
-        """Reserve *count* lease numbers in a row and return the first; none is ever reserved again."""
-        first = self.used + 1
-        self.used += count
-        return self.epoch << workers.EPOCH_BITS | first
 
     def beat(self, session: Session) -> bool:
         """Write a sign of life; False when this registration was taken away."""

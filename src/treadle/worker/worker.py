@@ -125,7 +125,9 @@ class Worker:
         await asyncio.gather(claiming, notes, return_exceptions=True)
         if self._presence.bell is not None:
             self._loop.remove_reader(self._presence.bell.fileno())
-        if self.failure is None:
+        if self.failure is not None:
+            await self._crew.stop(0)  # nothing can be stored any more: end what runs before others rescue it
+        else:
             await self._wind_down(seconds_of(self.options.grace) if grace is None else grace)
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from treadle.model.job import Claimed
-from treadle.store.dialect import SQLITE, SQLITE_HEX, Dialect
+from treadle.store.dialect import SQLITE, SQLITE_HEX
+from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 
 INLINE_MOST: Final = 16_384
@@ -52,7 +53,8 @@ PICKS: Final = {
 }
 # CROSS JOIN pins the order: without it an analysed file may scan the table once per id.
 TAKE: Final = """
-UPDATE treadle_jobs SET state = 5, attempt = attempt + 1, lease = :first + taken.place, started_at = :now,
+UPDATE treadle_jobs SET state = 5, attempt = attempt + 1, lease = :lease + taken.place, epoch = :epoch,
+    started_at = :now,
     finished_at = NULL, reason = NULL
 FROM (SELECT e.key AS place, j.id FROM json_each(:ids) e CROSS JOIN treadle_jobs j WHERE j.id = e.value) taken
 WHERE treadle_jobs.id = taken.id
@@ -67,14 +69,14 @@ class ClaimRequest(NamedTuple):
         queues: names in the order to try; None means every queue, fairest first.
         tasks: JSON array of the task names this worker knows.
         most: how many jobs to take at most.
-        first_lease: the first of *most* lease numbers this worker will never use again.
+        epoch: the registration these jobs will belong to.
         turn: rotates the order of queues when *queues* is None.
     """
 
     queues: tuple[str, ...] | None
     tasks: str
     most: int
-    first_lease: int
+    epoch: int
     turn: int = 0
 
 
@@ -86,6 +88,14 @@ class Claim(NamedTuple):
 
 
 _Row = tuple[int, str, int, int, int, int, int, int, str, int | None, str | None]
+
+
+class _Pick(NamedTuple):
+    queue: str
+    rows: list[_Row]
+    blob: bytes
+
+
 _ROWS: Final = msgspec.json.Decoder(list[_Row])
 _NAMES: Final = msgspec.json.Decoder(list[str])
 
@@ -97,15 +107,15 @@ def claim(session: Session, request: ClaimRequest) -> Claim:
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})
         next_due = session.value(NEXT_DUE)
-    taken: list[Claimed] = []
+    picks: list[_Pick] = []
+    count = 0
     for queue in _queues(session, request):
-        if len(taken) >= request.most:
+        if count >= request.most:
             break
-        taken += _pick(session, request, queue, len(taken), now)
-    if taken:
-        ids = msgspec.json.encode([job.id for job in taken]).decode()
-        session.change(TAKE, {"first": request.first_lease, "ids": ids, "now": now})
-    return Claim(taken, next_due)
+        pick = _pick(session, request, queue, request.most - count)
+        count += len(pick.rows)
+        picks.append(pick)
+    return Claim(_take(session, picks, request.epoch, now) if count else [], next_due)
 
 
 def arguments(session: Session, job_id: int) -> bytes | None:
@@ -122,19 +132,25 @@ def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
     return ready[turn:] + ready[:turn]
 
 
-def _pick(session: Session, request: ClaimRequest, queue: str, taken: int, now: int) -> list[Claimed]:
-    found = session.row(
-        PICKS[session.dialect], {"queue": queue, "tasks": request.tasks, "most": request.most - taken}
-    )
+def _pick(session: Session, request: ClaimRequest, queue: str, most: int) -> _Pick:
+    found = session.row(PICKS[session.dialect], {"queue": queue, "tasks": request.tasks, "most": most})
     assert found is not None
-    rows = _ROWS.decode(found[0])
-    return _claimed(rows, session.dialect, found[1], queue, request.first_lease + taken, now) if rows else []
+    return _Pick(queue, _ROWS.decode(found[0]), session.dialect.joined(found[1]))
 
 
-def _claimed(
-    rows: list[_Row], dialect: Dialect, joined: bytes | str | None, queue: str, lease: int, now: int
-) -> list[Claimed]:
-    blob = dialect.joined(joined)
+def _take(session: Session, picks: Sequence[_Pick], epoch: int, now: int) -> list[Claimed]:
+    """Mark what was picked as running. The leases are burned here: undone with us, nobody has seen them."""
+    ids = [row[0] for pick in picks for row in pick.rows]
+    lease = burn(session, "lease", len(ids))
+    session.change(TAKE, {"lease": lease, "epoch": epoch, "ids": msgspec.json.encode(ids).decode(), "now": now})
+    taken: list[Claimed] = []
+    for pick in picks:
+        taken += _claimed(pick, lease + len(taken), now)
+    return taken
+
+
+def _claimed(pick: _Pick, lease: int, now: int) -> list[Claimed]:
+    queue, rows, blob = pick
     start = 0
     jobs = []
     for row in rows:

@@ -10,7 +10,7 @@ from treadle.store.session import Session
 GET: Final = "SELECT value FROM treadle_meta WHERE name = ?"
 SET: Final = "INSERT OR REPLACE INTO treadle_meta (name, value) VALUES (?, ?)"
 UNSET: Final = "DELETE FROM treadle_meta WHERE name = ?"
-EPOCHS: Final = "SELECT DISTINCT lease >> 32 FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5"
+EPOCHS: Final = "SELECT DISTINCT epoch FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5"
 FORGET_WORKERS: Final = "DELETE FROM treadle_workers"
 DECLARE: Final = """
 INSERT INTO treadle_queues (name, max_length, when_full) VALUES (:name, :max_length, :when_full)

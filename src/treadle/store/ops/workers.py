@@ -10,7 +10,6 @@ from treadle import defaults
 from treadle.store.ops.claim import READY_QUEUES
 from treadle.store.session import Session
 
-EPOCH_BITS: Final = 32
 UNKNOWN_TASK: Final = "unknown task"
 
 FIND: Final = "SELECT epoch, name FROM treadle_workers WHERE slot = ?"
@@ -27,7 +26,7 @@ ALL: Final = """
 SELECT w.slot, w.epoch, w.name, w.host, w.pid, w.pid_started, w.pid_namespace, w.boot_id, w.dev, w.ino,
     w.started_at, w.seen_at, w.queues, w.tasks, w.concurrency,
     (SELECT count(*) FROM treadle_jobs j INDEXED BY treadle_jobs_running
-     WHERE j.state = 5 AND j.lease >= w.epoch << 32 AND j.lease < (w.epoch + 1) << 32)
+     WHERE j.state = 5 AND j.epoch = w.epoch)
 FROM treadle_workers w ORDER BY w.slot
 """
 IDENTITIES: Final = """
@@ -37,7 +36,7 @@ SELECT slot, epoch, name, pid, pid_started, pid_namespace, boot_id, dev, ino FRO
 CRASHED_HISTORY: Final = """
 INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at, message)
 SELECT id, lease, attempt, :worker, 8, started_at, :now, :why
-FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5 AND lease >= :low AND lease < :high
+FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5 AND epoch = :epoch
 """
 RESCUE: Final = """
 UPDATE treadle_jobs INDEXED BY treadle_jobs_running
@@ -45,11 +44,11 @@ SET state = CASE WHEN crashes + 1 >= :cap THEN 6 ELSE 3 END,
     reason = CASE WHEN crashes + 1 >= :cap
         THEN 'crash cap: its attempts ended with their process ' || (crashes + 1) || ' times' END,
     crashes = crashes + 1, lease = NULL
-WHERE state = 5 AND lease >= :low AND lease < :high
+WHERE state = 5 AND epoch = :epoch
 """
 ORPHANS: Final = """
-SELECT DISTINCT lease >> 32 FROM treadle_jobs INDEXED BY treadle_jobs_running
-WHERE state = 5 AND lease >> 32 NOT IN (SELECT epoch FROM treadle_workers)
+SELECT DISTINCT epoch FROM treadle_jobs INDEXED BY treadle_jobs_running
+WHERE state = 5 AND epoch NOT IN (SELECT epoch FROM treadle_workers)
 """
 # What nobody takes gathers at the head of its queue, so looking at the head is enough.
 HEAD_TASKS: Final = """
@@ -167,12 +166,11 @@ def rescue(session: Session, epoch: int, worker: str, why: str, cap: int = defau
     Returns:
         How many jobs were taken back.
     """
-    span = {"low": epoch << EPOCH_BITS, "high": (epoch + 1) << EPOCH_BITS}
     found = session.change(
-        CRASHED_HISTORY, {**span, "worker": worker, "why": f"crash: {why}", "now": session.clock.now()}
+        CRASHED_HISTORY, {"epoch": epoch, "worker": worker, "why": f"crash: {why}", "now": session.clock.now()}
     )
     if found:
-        session.change(RESCUE, {**span, "cap": cap})
+        session.change(RESCUE, {"epoch": epoch, "cap": cap})
         session.ring()
     return found
 

@@ -12,7 +12,7 @@ CREATE TABLE treadle_sequences (
     name TEXT PRIMARY KEY,
     next INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-INSERT INTO treadle_sequences (name, next) VALUES ('job', 1), ('epoch', 1);
+INSERT INTO treadle_sequences (name, next) VALUES ('job', 1), ('epoch', 1), ('lease', 1);
 
 -- Narrow and hot: every claim and settle rewrites a row, so arguments live elsewhere.
 CREATE TABLE treadle_jobs (
@@ -27,6 +27,7 @@ CREATE TABLE treadle_jobs (
     failures INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,
     lease INTEGER,
+    epoch INTEGER,
     started_at INTEGER,
     finished_at INTEGER,
     reason TEXT,
@@ -167,7 +168,7 @@ CREATE VIEW treadle_stuck_view AS
 SELECT j.id, j.queue, j.task, j.attempt, w.name AS worker,
     strftime('%Y-%m-%d %H:%M:%f', j.started_at / 1000000.0, 'unixepoch') AS started_at,
     (CAST(strftime('%s', 'now') AS INTEGER) - j.started_at / 1000000) AS seconds
-FROM treadle_jobs j LEFT JOIN treadle_workers w ON w.epoch = j.lease >> 32
+FROM treadle_jobs j LEFT JOIN treadle_workers w ON w.epoch = j.epoch
 WHERE j.state = 5 AND j.started_at / 1000000 < CAST(strftime('%s', 'now') AS INTEGER) - 300;
 
 -- The INSERT recipe for other languages: one statement, one job. See docs/other-languages.md.
