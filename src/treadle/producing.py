@@ -34,7 +34,7 @@ async def ainsert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
     """The same from async code."""
     while True:
         try:
-            return await store.wait_async(store.submit_insert(jobs))
+            return await store.ainsert(jobs)
         except QueueFull as error:
             if not error.wait:
                 raise

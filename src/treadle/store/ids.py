@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
+from treadle.store.work import Operation
 
 FIRST_BLOCK: Final = 16
 LARGEST_BLOCK: Final = 4096
-Submit = Callable[..., Future[int]]
 
 
 class IdBlock:
     """Hands out job ids; small blocks first, larger ones for busy producers.
 
     Args:
-        submit: queues an operation in a transaction of its own and returns its future.
+        run: runs an operation in a transaction of its own.
+        arun: the same for callers on an event loop.
     """
 
-    def __init__(self, submit: Submit) -> None:
-        self._submit = submit
+    def __init__(
+        self, run: Callable[[Operation[int]], int], arun: Callable[[Operation[int]], Awaitable[int]]
+    ) -> None:
+        self._run = run
+        self._arun = arun
         self.forget()
 
-    def take(self, count: int, wait: Callable[[Future[int]], int]) -> Sequence[int]:
+    def take(self, count: int) -> Sequence[int]:
         """Take *count* ids; blocks while a new block is burned."""
-        found = self._from_block(count)
-        while found is None:
+        while True:
+            found = self.at_hand(count)
+            if found is not None:
+                return found
             size = self._next_size(count)
-            self._put(wait(self._burn(size)), size)
-            found = self._from_block(count)
-        return found
+            self._put(self._run(_burn(size)), size)
 
-    def take_later(self, count: int, use: Callable[[Sequence[int]], None], answer: Future[Any]) -> None:
-        """Call *use* with *count* ids, now or when a block was burned; a failure goes to *answer*."""
-        found = self._from_block(count)
-        if found is not None:
-            use(found)
-            return
-        size = self._next_size(count)
-
-        def burned(done: Future[int]) -> None:
-            try:
-                self._put(done.result(), size)
-                self.take_later(count, use, answer)
-            except BaseException as error:
-                if answer.set_running_or_notify_cancel():
-                    answer.set_exception(error)
-
-        self._burn(size).add_done_callback(burned)
+    async def atake(self, count: int) -> Sequence[int]:
+        """The same on an event loop."""
+        while True:
+            found = self.at_hand(count)
+            if found is not None:
+                return found
+            size = self._next_size(count)
+            self._put(await self._arun(_burn(size)), size)
 
     def take_in(self, session: Session, count: int) -> Sequence[int]:
         """Take *count* ids for a caller's own transaction, which may hold the lock a new block would need.
@@ -59,7 +53,7 @@ class IdBlock:
         Without a block at hand the ids come from that transaction: rolled back, they may be given again, to
         jobs that were never accepted.
         """
-        found = self._from_block(count)
+        found = self.at_hand(count)
         if found is None:
             first = burn(session, "job", count)
             found = range(first, first + count)
@@ -72,10 +66,8 @@ class IdBlock:
         self._end = 0
         self._size = FIRST_BLOCK
 
-    def _burn(self, size: int) -> Future[int]:
-        return self._submit(lambda session: burn(session, "job", size), guarded=False)
-
-    def _from_block(self, count: int) -> Sequence[int] | None:
+    def at_hand(self, count: int) -> Sequence[int] | None:
+        """Take *count* ids from the block, None when it has not so many left."""
         with self._lock:
             if self._end - self._next < count:
                 return None
@@ -93,3 +85,7 @@ class IdBlock:
             # What is left of the old block is dropped: gaps are harmless, a lock held over a burn is not.
             if size >= self._end - self._next:
                 self._next, self._end = first, first + size
+
+
+def _burn(size: int) -> Operation[int]:
+    return lambda session: burn(session, "job", size)

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from treadle.errors import ForkedConnectionError, StoreClosed, TreadleError
 from treadle.store.connections import Connections
+from treadle.store.replies import Reply
 from treadle.store.session import Session
 from treadle.store.sqlite import is_busy, translate
-from treadle.store.work import Answer, Operation, Work, bundles, fail, run_bundle, starting
+from treadle.store.work import Answer, Operation, Work, bundles, fail, run_bundle, starting, tell
 
 T = TypeVar("T")
 GROUP_MOST = 512
@@ -43,19 +44,17 @@ class Lane:
         self._connections = connections
         self._start_anew()
 
-    def submit(self, operation: Operation[T], *, guarded: bool = True) -> Future[T]:
-        """Queue *operation* and return its future; it is answered after the commit.
+    def submit(self, operation: Operation[T], reply: Reply, *, guarded: bool = True) -> None:
+        """Queue *operation*; *reply* is answered after the commit. Never blocks.
 
         Raises:
             StoreClosed: the lane is closed.
         """
-        future: Future[T] = Future()
         with self._closing:
             if self._closed:
                 raise StoreClosed(f"The store {self._connections.path} is closed; open a new Treadle.")
             self._ensure_thread()
-            self._waiting.put(Work(operation, future, guarded))
-        return future
+            self._waiting.put(Work(operation, reply, guarded))
 
     def run_here(self, operation: Operation[T]) -> Future[T] | None:
         """Run *operation* on the calling thread if the lane is idle and the gate is free.
@@ -65,7 +64,8 @@ class Lane:
         """
         if self._closed or self._poisoned or not self._waiting.empty() or not self._turn.acquire(blocking=False):
             return None
-        work: Work[T] = Work(operation, Future(), guarded=False)
+        future: Future[T] = Future()
+        work: Work[T] = Work(operation, future, guarded=False)
         try:
             if not self._connections.enter_gate(blocking=False):
                 return None
@@ -78,7 +78,7 @@ class Lane:
             return None
         finally:
             self._turn.release()
-        return work.future
+        return future
 
     def close(self, timeout: float) -> None:
         """Finish what waits, stop the thread and close the connection; safe to call twice."""
@@ -192,8 +192,7 @@ class Lane:
             self._again_or_fail(running, error, patient=patient)
             return
         self._connections.committed(session)
-        for answer in answers:
-            answer.tell()
+        tell(answers)
 
     def _run(self, session: Session, works: list[Work[Any]]) -> list[Answer]:
         if not works[0].guarded:
@@ -236,7 +235,7 @@ class Lane:
                     raise _StillBusy from error
             if self._abandoned:
                 raise StoreClosed("The store was closed while it waited for the database's write lock.")
-            if all(work.future.cancelled() for work in group):
+            if all(work.reply.cancelled() for work in group):
                 return None
             self._connections.pause(random.uniform(0.001, 0.01))  # noqa: S311 - jitter, not a secret
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,22 +13,24 @@ from typing import TypeVar
 
 from treadle import defaults
 from treadle.clock import Clock, SystemClock
-from treadle.errors import ForkedConnectionError, StoreBusy, StoreFull
-from treadle.host.files import free_bytes
+from treadle.errors import ForkedConnectionError, OwnTransactionOpen, StoreBusy
 from treadle.host.guard import process_name, write_lock_holder
 from treadle.host.process import forget_on_fork, on_fork, own_identity
 from treadle.model.job import NewJob
-from treadle.store import callers
+from treadle.store import callers, room
 from treadle.store.connections import Connections, FileFacts
 from treadle.store.ids import IdBlock
 from treadle.store.lane import Lane
 from treadle.store.opening import file_of, open_file, private_folder
 from treadle.store.readers import Readers
+from treadle.store.replies import LoopReply
 from treadle.store.session import Session
 from treadle.store.work import Insert
 
 T = TypeVar("T")
 OWN_TRANSACTION_AFTER = 0.2
+ROOM_EVERY = 0.02
+ROOM_ALWAYS = 500
 log = logging.getLogger("treadle.store")
 
 
@@ -74,7 +75,8 @@ class Store:
         self._connections = Connections(self.facts, self.clock)
         self._lane = Lane(self._connections)
         self._readers = Readers(self.facts, self.clock)
-        self._ids = IdBlock(self.submit)
+        self._ids = IdBlock(self.run, self.arun)
+        self._room_until = 0.0
         self._forked = False
         on_fork(
             self, before=self._before_fork, after_in_parent=self._after_fork_in_parent,
@@ -90,7 +92,9 @@ class Store:
 
     def submit(self, operation: Callable[[Session], T], *, guarded: bool = True) -> Future[T]:
         """Queue a write and return its future, answered after the commit. Never blocks."""
-        return self._lane.submit(operation, guarded=guarded)
+        future: Future[T] = Future()
+        self._lane.submit(operation, future, guarded=guarded)
+        return future
 
     def run(self, operation: Callable[[Session], T]) -> T:
         """Run a write and return its result after the commit; for callers off any event loop.
@@ -99,25 +103,39 @@ class Store:
             StoreBusy: the write lock was not free within ``lock_timeout``.
             OwnTransactionOpen: this thread's own transaction holds it.
         """
-        return self.wait(self._lane.run_here(operation) or self._lane.submit(operation))
+        return self.wait(self._lane.run_here(operation) or self.submit(operation))
+
+    async def arun(self, operation: Callable[[Session], T]) -> T:
+        """The same for callers on an event loop; many at once share one commit."""
+        reply: LoopReply[T] = LoopReply()
+        self._lane.submit(operation, reply)
+        loop, waiter = reply.loop, reply.waiter
+        early = loop.call_later(OWN_TRANSACTION_AFTER, self._suspect_own_transaction, reply)
+        late = loop.call_later(self.options.lock_timeout, self._give_up, reply)
+        try:
+            return await waiter
+        finally:
+            early.cancel()
+            late.cancel()
+            reply.cancel()  # a cancelled caller gives up what has not begun; otherwise this does nothing
+
+    async def apatient(self, operation: Callable[[Session], T], *, guarded: bool = True) -> T:
+        """Run a write for a worker: it waits for the write lock without limit."""
+        reply: LoopReply[T] = LoopReply()
+        self._lane.submit(operation, reply, guarded=guarded)
+        return await reply.waiter
 
     def insert(self, jobs: Sequence[NewJob]) -> Sequence[int]:
         """Store *jobs* in one transaction and return their ids, after the commit."""
-        ids = self._ids.take(len(jobs), self.wait)
-        self.check_room(sum(len(job.data) for job in jobs))
-        self.run(Insert(jobs, ids))
-        return ids
+        ids = self._ids.take(len(jobs))
+        self.check_room(jobs)
+        return self.run(Insert(jobs, ids))
 
-    def submit_insert(self, jobs: Sequence[NewJob]) -> Future[Sequence[int]]:
-        """Store *jobs* in one transaction; the future brings their ids after the commit. Never blocks."""
-        answer: Future[Sequence[int]] = Future()
-
-        def store(ids: Sequence[int]) -> None:
-            self.check_room(sum(len(job.data) for job in jobs))
-            _chain(self.submit(Insert(jobs, ids)), answer)
-
-        self._ids.take_later(len(jobs), store, answer)
-        return answer
+    async def ainsert(self, jobs: Sequence[NewJob]) -> Sequence[int]:
+        """The same for callers on an event loop."""
+        ids = self._ids.at_hand(len(jobs)) or await self._ids.atake(len(jobs))
+        self.check_room(jobs)
+        return await self.arun(Insert(jobs, ids))
 
     def insert_in(self, connection: object, jobs: Sequence[NewJob]) -> Sequence[int]:
         """Store *jobs* on the caller's connection, inside the transaction they opened.
@@ -125,7 +143,7 @@ class Store:
         The bell rings now and workers then look every few milliseconds for a while, since nobody tells
         us of the commit.
         """
-        self.check_room(sum(len(job.data) for job in jobs))
+        self.check_room(jobs)
 
         def store(session: Session) -> Sequence[int]:
             ids = self._ids.take_in(session, len(jobs))
@@ -166,39 +184,22 @@ class Store:
             return future.result()  # it has begun: its outcome is near and must be told
         raise self._busy()
 
-    async def wait_async(self, future: Future[T]) -> T:
-        """The same for callers on an event loop."""
-        wrapped = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait({wrapped}, timeout=min(OWN_TRANSACTION_AFTER, self.options.lock_timeout))
-        if not done:
-            self._check_own_transaction(future)
-            left = max(0.0, self.options.lock_timeout - OWN_TRANSACTION_AFTER)
-            done, _ = await asyncio.wait({wrapped}, timeout=left)
-        if not done and future.cancel():
-            raise self._busy()
-        return await wrapped
-
     # Housekeeping ------------------------------------------------------------------------------
 
-    def check_room(self, coming: int) -> None:
+    def check_room(self, jobs: Sequence[NewJob]) -> None:
         """Refuse new work before the disk or the budget is full, while there is room to settle what runs.
+
+        Looked at fifty times a second at most, and always for large batches.
 
         Raises:
             StoreFull: nothing was stored; it can be tried again when there is room.
         """
-        free = free_bytes(self.path)
-        if free - coming < self.options.min_free:
-            raise StoreFull(
-                f"Only {free:,} bytes are free under {self.path} and {self.options.min_free:,} are kept for running "
-                "work (min_free). Nothing was enqueued; free space, work resumes by itself."
-            )
-        if self.options.max_size is not None:
-            size = self.path.stat().st_size
-            if size + coming > self.options.max_size:
-                raise StoreFull(
-                    f"{self.path} has {size:,} bytes of its budget of {self.options.max_size:,} (max_size). "
-                    "Nothing was enqueued; prune history with 'treadle prune' or raise the budget."
-                )
+        now = self.clock.monotonic()
+        if now < self._room_until and len(jobs) < ROOM_ALWAYS:
+            return
+        coming = sum(len(job.data) for job in jobs)
+        room.check(self.path, coming, min_free=self.options.min_free, max_size=self.options.max_size)
+        self._room_until = now + ROOM_EVERY
 
     def ring(self) -> None:
         """Wake every worker on this file."""
@@ -233,9 +234,22 @@ class Store:
             return
         try:
             callers.check_own_transaction(self.path)
-        except BaseException:
+        except OwnTransactionOpen:
             if future.cancel():
                 raise
+
+    def _suspect_own_transaction(self, reply: LoopReply[T]) -> None:
+        if write_lock_holder(self.path) != own_identity().pid or reply.waiter.done():
+            return
+        try:
+            callers.check_own_transaction(self.path)
+        except OwnTransactionOpen as error:
+            if reply.cancel() and not reply.waiter.done():
+                reply.waiter.set_exception(error)
+
+    def _give_up(self, reply: LoopReply[T]) -> None:
+        if not reply.waiter.done() and reply.cancel():
+            reply.waiter.set_exception(self._busy())
 
     def _busy(self) -> StoreBusy:
         holder = write_lock_holder(self.path)
@@ -263,18 +277,3 @@ class Store:
         self._lane.after_fork_in_child()
         self._forked = not self._readers.after_fork_in_child()
         self._ids.forget()
-
-
-def _chain(inner: Future[T], outer: Future[T]) -> None:
-    def tell(done: Future[T]) -> None:
-        if not outer.set_running_or_notify_cancel():
-            return
-        error = done.exception()
-        if error is not None:
-            outer.set_exception(error)
-        else:
-            outer.set_result(done.result())
-
-    inner.add_done_callback(tell)
-
-

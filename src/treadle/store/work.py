@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from treadle.model.job import NewJob
 from treadle.store.ops.insert import insert
+from treadle.store.replies import Reply, deliver
 from treadle.store.session import Session
 
 T = TypeVar("T")
@@ -33,40 +33,44 @@ class Work(NamedTuple, Generic[T]):
 
     Attributes:
         operation: runs inside the lane's transaction.
-        future: gets the result once the transaction has committed.
+        reply: gets the result once the transaction has committed.
         guarded: run under a savepoint, so that its failure undoes it alone; needed when it has
             more than one statement that writes.
     """
 
     operation: Operation[T]
-    future: Future[T]
+    reply: Reply
     guarded: bool = True
 
 
 class Answer(NamedTuple):
-    """What one work came to; told to its future after the commit."""
+    """What one work came to; told after the commit."""
 
     work: Work[Any]
     result: object
     error: BaseException | None = None
 
-    def tell(self) -> None:
-        """Answer the future, which is running."""
-        if self.error is not None:
-            self.work.future.set_exception(self.error)
-        else:
-            self.work.future.set_result(self.result)
 
 
 def starting(group: list[Work[Any]]) -> list[Work[Any]]:
     """Those whose callers have not given up; from here on they can no longer cancel."""
-    return [work for work in group if work.future.running() or work.future.set_running_or_notify_cancel()]
+    return [work for work in group if work.reply.running() or work.reply.set_running_or_notify_cancel()]
+
+
+def tell(answers: Iterable[Answer]) -> None:
+    """Answer everybody; callers on one event loop are woken together."""
+    answers = list(answers)
+    for work, result, error in answers:
+        if error is not None:
+            work.reply.set_exception(error)
+        else:
+            work.reply.set_result(result)
+    deliver(answer.work.reply for answer in answers)
 
 
 def fail(works: list[Work[Any]], error: BaseException) -> None:
     """Tell every one of *works* the same error."""
-    for work in works:
-        Answer(work, None, error).tell()
+    tell(Answer(work, None, error) for work in works)
 
 
 def bundles(works: list[Work[Any]]) -> Iterator[list[Work[Any]]]:

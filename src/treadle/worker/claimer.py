@@ -111,7 +111,7 @@ class Claimer:
         """Return every lease whose handler has not begun, unspent."""
         leases = self._crew.give_back()
         if leases:
-            await asyncio.wrap_future(self._store.submit(partial(release, leases=leases)))
+            await self._store.apatient(partial(release, leases=leases))
 
     def close(self) -> None:
         """Close the watching connection."""
@@ -155,7 +155,7 @@ class Claimer:
     async def _claim(self, most: int) -> Claim:
         self._turn += 1
         request = ClaimRequest(self._order(), self._tasks, most, self._presence.epoch, self._turn)
-        return await asyncio.wrap_future(self._store.submit(partial(claim, request=request)))
+        return await self._store.apatient(partial(claim, request=request))
 
     def _order(self) -> tuple[str, ...] | None:
         if self._queues is None:

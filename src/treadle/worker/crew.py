@@ -18,6 +18,7 @@ from treadle.model.outcome import Failed, Held, Outcome, Released, Succeeded
 from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
 from treadle.model.settle import Transition, settle, succeeded
+from treadle.store.ops.claim import arguments
 from treadle.store.ops.settle import immediates
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.pools import ThreadPool
@@ -169,13 +170,27 @@ class Crew:
             self._threads.start(lambda: self._run_plain(attempt, started_at))
 
     async def _run_async(self, attempt: Attempt, started_at: int) -> None:
-        outcome = await self._runner.run_async(attempt)
+        try:
+            if attempt.claimed.data is None:
+                attempt = _with_arguments(attempt, await asyncio.wrap_future(self._ask_arguments(attempt)))
+            outcome = await self._runner.run_async(attempt)
+        except TreadleError as error:
+            outcome = Released(f"its arguments could not be read: {error}", started=False)
         self._ended(attempt, outcome, started_at)
 
     def _run_plain(self, attempt: Attempt, started_at: int) -> None:
-        outcome = self._runner.run_plain(attempt)
+        try:
+            if attempt.claimed.data is None:
+                attempt = _with_arguments(attempt, self._ask_arguments(attempt).result())
+            outcome = self._runner.run_plain(attempt)
+        except TreadleError as error:
+            outcome = Released(f"its arguments could not be read: {error}", started=False)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._ended, attempt, outcome, started_at)
+
+    def _ask_arguments(self, attempt: Attempt) -> Future[bytes | None]:
+        """Read arguments that are too large to come with the claim."""
+        return self._desk.read(partial(arguments, job_id=attempt.claimed.id))
 
     def _ended(self, attempt: Attempt, outcome: Outcome, started_at: int) -> None:
         if self._running.pop(attempt.claimed.lease, None) is None:
@@ -220,6 +235,10 @@ def _task_by_factory(
     coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop
 ) -> asyncio.Task[None]:
     return loop.create_task(coroutine)
+
+
+def _with_arguments(attempt: Attempt, data: bytes | None) -> Attempt:
+    return attempt._replace(claimed=attempt.claimed._replace(data=data))
 
 
 def judge(

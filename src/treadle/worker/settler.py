@@ -111,7 +111,7 @@ class Settler:
                 return True
 
     async def _apply(self, batch: list[Transition]) -> list[int]:
-        return await asyncio.wrap_future(self._store.submit(partial(apply, transitions=batch, worker=self._worker)))
+        return await self._store.apatient(partial(apply, transitions=batch, worker=self._worker))
 
     async def _divide(self, batch: list[Transition], error: TreadleError, tries: int) -> bool:
         """Store each half by itself; the single culprit is held, so that its work is not repeated blindly."""
@@ -143,6 +143,6 @@ class Settler:
                     log.debug("Progress of lease %s came too late.", lease)
 
         try:
-            await asyncio.wrap_future(self._store.submit(write))
+            await self._store.apatient(write)
         except TreadleError as error:
             log.warning("Progress was not stored: %s", error)
