@@ -103,7 +103,7 @@ class Settler:
                 await self._be_patient(tries, batch, error)
                 tries += 1
             except TreadleError as error:
-                return await self._divide(batch, error, tries)
+                return await self._divide(batch, error)
             else:
                 for lease in lost:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
@@ -113,15 +113,17 @@ class Settler:
     async def _apply(self, batch: list[Transition]) -> list[int]:
         return await self._store.apatient(partial(apply, transitions=batch, worker=self._worker))
 
-    async def _divide(self, batch: list[Transition], error: TreadleError, tries: int) -> bool:
+    async def _divide(self, batch: list[Transition], error: TreadleError) -> bool:
         """Store each half by itself; the single culprit is held, so that its work is not repeated blindly."""
         if len(batch) > 1:
             middle = len(batch) // 2
             return await self._store_batch(batch[:middle]) and await self._store_batch(batch[middle:])
         culprit = batch[0]
         if culprit.outcome is AttemptOutcome.HELD:
-            await self._be_patient(tries, batch, error)
-            return await self._store_batch(batch)
+            # Not even that can be stored now. It waits its turn, so that the others are not kept waiting.
+            log.error("Job %s cannot be held either (%s); it is tried again.", culprit.job_id, error)
+            asyncio.get_running_loop().call_later(PATIENCE[-1], self.add, culprit)
+            return True
         log.error("The outcome of job %s cannot be stored (%s); the job is held.", culprit.job_id, error)
         held = Transition(
             culprit.lease, culprit.job_id, JobState.HELD, AttemptOutcome.HELD, culprit.started_at,

@@ -39,17 +39,28 @@ INSERT OR REPLACE INTO treadle_results (job_id, codec, data)
 SELECT CAST(key AS INTEGER), :codec, substr(:blob, (value >> 31) + 1, value & 2147483647)
 FROM json_each(:placed)
 """
+# One row per transition: lease, state, due_at, failed, reason, finished_at, outcome, started_at, error_type,
+# message, traceback, history.
 HISTORY: Final = """
 INSERT INTO treadle_attempts
     (job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback)
-SELECT id, lease, attempt, :worker, :outcome, :started_at, :finished_at, :error_type, :message, :traceback
-FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5 AND lease = :lease
+SELECT j.id, j.lease, j.attempt, :worker, json_extract(e.value, '$[6]'), json_extract(e.value, '$[7]'),
+    json_extract(e.value, '$[5]'), json_extract(e.value, '$[8]'), json_extract(e.value, '$[9]'),
+    json_extract(e.value, '$[10]')
+FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
+WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]') AND json_extract(e.value, '$[11]')
 """
 MOVE: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running
-SET state = :state, lease = NULL, due_at = coalesce(:due_at, due_at), failures = failures + :failed,
-    reason = :reason, finished_at = CASE WHEN :state >= 7 THEN :finished_at END
-WHERE state = 5 AND lease = :lease
+UPDATE treadle_jobs
+SET state = moved.state, lease = NULL, due_at = coalesce(moved.due_at, treadle_jobs.due_at),
+    failures = treadle_jobs.failures + moved.failed, reason = moved.reason,
+    finished_at = CASE WHEN moved.state >= 7 THEN moved.finished_at END
+FROM (SELECT j.id, json_extract(e.value, '$[1]') AS state, json_extract(e.value, '$[2]') AS due_at,
+        json_extract(e.value, '$[3]') AS failed, json_extract(e.value, '$[4]') AS reason,
+        json_extract(e.value, '$[5]') AS finished_at
+    FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
+    WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]')) moved
+WHERE treadle_jobs.id = moved.id
 """
 IMMEDIATE: Final = """
 INSERT INTO treadle_immediates (job_id, error_type, granted) VALUES (:job, :error_type, 1)
@@ -73,11 +84,13 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
         worker: name of the worker, for the history.
     """
     session.settle()
-    ended = [one for one in transitions if one.state is JobState.SUCCEEDED]
-    lost = _succeed(session, ended, worker) if ended else set()
+    ended: list[Transition] = []
+    others: list[Transition] = []
     for one in transitions:
-        if one.state is not JobState.SUCCEEDED and not _move(session, one, worker):
-            lost.add(one.lease)
+        (ended if one.state is JobState.SUCCEEDED else others).append(one)
+    lost = _succeed(session, ended, worker) if ended else set()
+    if others:
+        lost |= _move(session, others, worker)
     follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
     if follow:
         # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
@@ -129,26 +142,26 @@ def _store_results(session: Session, ended: list[Transition]) -> None:
             session.change(EXPLAIN_MISSING_RESULT, {"reason": one.reason, "id": one.job_id})
 
 
-def _move(session: Session, one: Transition, worker: str) -> bool:
-    if one.history:
-        stored = session.change(
-            HISTORY,
-            {"worker": worker, "outcome": one.outcome.code, "started_at": one.started_at,
-             "finished_at": one.finished_at, "error_type": one.error_type, "message": one.message,
-             "traceback": one.traceback, "lease": one.lease},
-        )  # fmt: skip
-        if not stored:
-            return False
-    moved = session.change(
-        MOVE,
-        {"state": one.state.code, "due_at": one.due_at, "failed": one.failed, "reason": one.reason,
-         "finished_at": one.finished_at, "lease": one.lease},
-    )  # fmt: skip
-    if moved and one.immediate is not None:
-        session.change(IMMEDIATE, {"job": one.job_id, "error_type": one.immediate})
-    if moved and one.state in (JobState.READY, JobState.SCHEDULED):
+def _move(session: Session, others: list[Transition], worker: str) -> set[int]:
+    """Store what did not succeed; returns the leases that were lost."""
+    leases = {one.lease for one in others}
+    kept = live(session, list(leases))
+    rows = _json([_row(one) for one in others if one.lease in kept])
+    session.change(HISTORY, {"rows": rows, "worker": worker})
+    session.change(MOVE, {"rows": rows})
+    for one in others:
+        if one.immediate is not None and one.lease in kept:
+            session.change(IMMEDIATE, {"job": one.job_id, "error_type": one.immediate})
+    if any(one.state in (JobState.READY, JobState.SCHEDULED) for one in others):
         session.ring()
-    return bool(moved)
+    return leases - kept
+
+
+def _row(one: Transition) -> tuple[object, ...]:
+    return (
+        one.lease, one.state.code, one.due_at, one.failed, one.reason, one.finished_at, one.outcome.code,
+        one.started_at, one.error_type, one.message, one.traceback, int(one.history),
+    )  # fmt: skip
 
 
 def _json(value: object) -> str:
