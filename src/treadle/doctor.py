@@ -24,6 +24,8 @@ from treadle.store.roster import roster
 from treadle.store.sqlite import check_version, has_wal_reset_bug
 from treadle.store.store import Store, StoreOptions
 
+DECISIVE: Final = ("SQLite", "file system", "schema")
+START: Final = "Start a worker: treadle worker MODULE:APP"
 WAL_MOST: Final = 256_000_000
 OLD: Final = timedelta(minutes=10)
 
@@ -57,15 +59,15 @@ def examine(path: Path, clock: Clock) -> list[Finding]:
     """Look at the database *path*, at what surrounds it and at what is stuck in it."""
     findings = [_library(), _second_library(), _place(path)]
     if not path.exists():
-        findings.append(_problem("file", f"There is no database {path.absolute()}.", "Pass --store or set TREADLE_STORE."))
-        return findings
+        text = f"There is no database {path.absolute()}."
+        return [*findings, _problem("file", text, "Pass --store or set TREADLE_STORE.")]
     findings += [_modes(path), _disk(path), _wal(path), _schema(path)]
-    if any(finding.level is Level.PROBLEM and finding.check in ("SQLite", "file system", "schema") for finding in findings):
+    if any(finding.level is Level.PROBLEM and finding.check in DECISIVE for finding in findings):
         return findings  # opening it would fail for the reason just told
     try:
         store = Store(f"sqlite:///{path}", StoreOptions(auto_migrate=False), clock)
     except StoreError as error:
-        return [*findings, _problem("opening", str(error), "Do what the message says, then run 'treadle doctor' again.")]
+        return [*findings, _problem("opening", str(error), "Do what it says, then look again.")]
     try:
         return [*findings, *_inside(store)]
     finally:
@@ -90,7 +92,7 @@ def _library() -> Finding:
     if has_wal_reset_bug():
         return Finding(
             check="SQLite", level=Level.NOTE,
-            text=f"Version {version} has the WAL-reset bug. Treadle's checkpoints cannot trigger it; other programs' can.",
+            text=f"Version {version} has the WAL-reset bug: Treadle cannot trigger it, other programs on the file can.",
             remedy="Let nothing else write to the file, or use SQLite 3.51.3, 3.50.7 or 3.44.6.",
         )  # fmt: skip
     return _ok("SQLite", f"version {version}")
@@ -141,9 +143,10 @@ def _schema(path: Path) -> Finding:
     try:
         found = health.file_schema(path)
     except StoreError as error:
-        return _problem("schema", str(error), "Restore a backup if the file is damaged; check --store if it is another file.")
+        return _problem("schema", str(error), "Check --store; restore a backup if the file is damaged.")
     if found < newest:
-        return _problem("schema", f"The file has schema {found}, this Treadle needs {newest}.", "Run 'treadle migrate'.")
+        text = f"The file has schema {found}, this Treadle needs {newest}."
+        return _problem("schema", text, "Run 'treadle migrate'.")
     return _ok("schema", f"version {found}")
 
 
@@ -178,14 +181,14 @@ def _workers(workers: tuple[WorkerRecord, ...]) -> Iterator[Finding]:
     for worker in workers:
         who = f"Worker {worker.name} (pid {worker.pid} on {worker.host})"
         if worker.stalled:
-            text = f"{who} lives but has shown no sign since {worker.seen_at.isoformat()}; it runs {worker.running} jobs."
-            yield _problem("stalled worker", text, "See what it does (its log, its stack). Ending it lets others run its jobs.")
+            text = f"{who} lives, shows no sign since {worker.seen_at.isoformat()} and runs {worker.running} jobs."
+            yield _problem("stalled worker", text, "See its log and its stack. Ending it lets others run its jobs.")
         elif not worker.alive and alive:
             text = f"{who} is dead; a live worker is about to take back its {worker.running} jobs."
             yield Finding(check="dead worker", level=Level.NOTE, text=text)
         elif not worker.alive:
             text = f"{who} is dead and no worker lives to take back its {worker.running} jobs."
-            yield _problem("dead worker", text, "Start a worker: treadle worker MODULE:APP")
+            yield _problem("dead worker", text, START)
 
 
 def _stuck(store: Store, workers: tuple[WorkerRecord, ...]) -> Iterator[Finding]:
@@ -198,10 +201,11 @@ def _stuck(store: Store, workers: tuple[WorkerRecord, ...]) -> Iterator[Finding]
         oldest = to_datetime(ready.oldest_at).isoformat(timespec="seconds")
         text = f"{ready.jobs:,} in queue {ready.queue}, the oldest since {oldest}"
         if not any(not worker.queues or ready.queue in worker.queues for worker in alive):
-            yield _problem("ready jobs", f"{text}; no live worker takes this queue.", "Start a worker: treadle worker MODULE:APP")
+            yield _problem("ready jobs", f"{text}; no live worker takes this queue.", START)
         elif now - ready.oldest_at > to_duration(OLD):
+            text += ": more arrives than is done."
             remedy = "Start more workers, or raise --concurrency."
-            yield Finding(check="ready jobs", level=Level.NOTE, text=f"{text}: more arrives than is done.", remedy=remedy)
+            yield Finding(check="ready jobs", level=Level.NOTE, text=text, remedy=remedy)
         else:
             yield _ok("ready jobs", text)
 

@@ -48,16 +48,13 @@ async def await_for(store: Store, look: Callable[[Session], T | None], timeout: 
     with _bell(store) as bell:
         loop.add_reader(bell.fileno(), rung.set)
         try:
-            while True:
-                found = await asyncio.wrap_future(store.submit_read(look))
-                if found is not None:
-                    return found
-                limit = _left(until, clock.monotonic(), timeout)
-                await _sleep(rung, limit)
+            while (found := await asyncio.wrap_future(store.submit_read(look))) is None:
+                await _sleep(rung, _left(until, clock.monotonic(), timeout))
                 bell.drain()
                 rung.clear()
         finally:
             loop.remove_reader(bell.fileno())
+        return found
 
 
 def ending_of(job_id: int, session: Session) -> find.Ending | None:

@@ -228,7 +228,14 @@ def _stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def handle(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # A forked child, of a process pool in a handler say, inherits this handler and must still end when told.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         callback(number)
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

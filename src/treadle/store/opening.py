@@ -111,6 +111,7 @@ def _bring_up_to_date(
     try:
         check_reader(connection)
         if version(connection) >= migrations()[-1].version:
+            patiently(lambda: set_wal(connection), clock, lock_timeout, path)
             return
         if not auto_migrate:
             raise StoreUnusable(

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError, TreadleError
+from treadle.host.roll import Roll
 from treadle.model.extra import policy_of
 from treadle.model.job import Claimed
 from treadle.model.outcome import Failed, Held, Outcome, Released, Succeeded
@@ -41,6 +42,7 @@ class Crew:
         runner: turns attempts into outcomes.
         settler: gets every transition.
         desk: where running jobs write.
+        roll: where it is written down that an attempt has begun.
         clock: for start and end times.
         on_room: called when a slot became free.
     """
@@ -52,6 +54,7 @@ class Crew:
         runner: Runner,
         settler: Settler,
         desk: Desk,
+        roll: Roll,
         clock: Clock,
         on_room: Callable[[], None],
     ) -> None:
@@ -60,6 +63,7 @@ class Crew:
         self._runner = runner
         self._settler = settler
         self._desk = desk
+        self._roll = roll
         self._clock = clock
         self._on_room = on_room
         self._loop = asyncio.get_running_loop()
@@ -151,6 +155,11 @@ class Crew:
         """Cut the grace of a stop short: cancel what runs now."""
         self._hurry.set()
 
+    def stored(self, leases: Iterable[int]) -> None:
+        """The outcomes of *leases* are stored: they are off the roll."""
+        for lease in leases:
+            self._roll.leave(lease)
+
     def lost(self, lease: int) -> None:
         """Tell the handler of *lease*, if it still runs, that its attempt is no longer wanted."""
         found = self._running.get(lease)
@@ -162,6 +171,7 @@ class Crew:
         attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self._desk))
         started_at = self._clock.now()
         self.started += 1
+        self._roll.enter(claimed.lease)
         self._empty.clear()
         if definition.is_async:
             task = self._new_task(self._run_async(attempt, started_at), loop=self._loop)

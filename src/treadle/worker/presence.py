@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from treadle.errors import NotSupportedHere, StoreLost
 from treadle.host.bells import Bell
 from treadle.host.locks import Hold
 from treadle.host.process import host_name, own_identity
+from treadle.host.roll import Roll, read_roll
 from treadle.store.ops import workers
 from treadle.store.ops.sequences import burn
 from treadle.store.roster import SLOTS
@@ -18,6 +20,8 @@ from treadle.store.session import Session
 from treadle.store.store import Store
 
 MOST_SLOTS: Final = 4096
+ROLL_BEYOND: Final = 4096
+"""Ended attempts whose outcomes are not stored yet stay on the roll too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ class Presence:
         epoch: number of this registration, never given twice; running jobs carry it.
         name: what people call this worker.
         bell: rung when there may be work; None where the system has no FIFOs.
+        roll: which of our leases have begun, for whoever rescues them.
     """
 
     store: Store
@@ -46,6 +51,7 @@ class Presence:
     epoch: int
     name: str
     bell: Bell | None
+    roll: Roll
     rescued: int
 
     @classmethod
@@ -61,11 +67,13 @@ class Presence:
         )  # fmt: skip
         try:
             epoch = store.submit(lambda session: burn(session, "epoch", 1), guarded=False).result()
-            rescued = store.submit(partial(workers.register, who=registration, epoch=epoch)).result()
+            rescued = store.submit(partial(workers.register, who=registration, epoch=epoch, roll=roll_of(store))).result()
         except BaseException:
             hold.release()
             raise
-        return cls(store, hold, epoch, name, _bell(store.facts.side, hold.slot), rescued)
+        side = store.facts.side
+        roll = Roll(side / f"roll-{epoch}", abilities.concurrency + ROLL_BEYOND)
+        return cls(store, hold, epoch, name, _bell(side, hold.slot), roll, rescued)
 
     @property
     def slot(self) -> int:
@@ -92,6 +100,7 @@ class Presence:
         """Deregister and let the slot go; what is still held is taken back at once."""
         try:
             self.store.submit(partial(workers.leave, slot=self.slot, epoch=self.epoch)).result(10)
+            self.roll.close()
         finally:
             self.abandon()
 
@@ -100,6 +109,11 @@ class Presence:
         if self.bell is not None:
             self.bell.close()
         self.hold.release()
+
+
+def roll_of(store: Store) -> Callable[[int], Sequence[int] | None]:
+    """How to read which leases of an epoch had begun."""
+    return lambda epoch: read_roll(store.facts.side / f"roll-{epoch}")
 
 
 def lock_free_slot(path: Path) -> Hold:

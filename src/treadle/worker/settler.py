@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -32,15 +32,22 @@ class Settler:
     Args:
         store: where.
         worker: the worker's name, for the history.
+        on_stored: called with the leases whose outcomes are stored or refused.
         on_lost: called with each lease whose outcome was refused.
         on_fatal: called when the store can no longer be used at all.
     """
 
     def __init__(
-        self, store: Store, worker: str, on_lost: Callable[[int], None], on_fatal: Callable[[TreadleError], None]
+        self,
+        store: Store,
+        worker: str,
+        on_stored: Callable[[Iterable[int]], None],
+        on_lost: Callable[[int], None],
+        on_fatal: Callable[[TreadleError], None],
     ) -> None:
         self._store = store
         self._worker = worker
+        self._on_stored = on_stored
         self._on_lost = on_lost
         self._on_fatal = on_fatal
         self._waiting: deque[Transition] = deque()
@@ -105,6 +112,7 @@ class Settler:
             except TreadleError as error:
                 return await self._divide(batch, error)
             else:
+                self._on_stored(one.lease for one in batch)
                 for lease in lost:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
                     self._on_lost(lease)

@@ -14,7 +14,7 @@ from typing import Final
 from treadle import defaults
 from treadle.clock import Clock, to_duration
 from treadle.errors import StoreClosed, StoreLost, TreadleError
-from treadle.host.files import FileIdentity
+from treadle.host.files import FileIdentity, remove_quietly
 from treadle.host.guard import LockState, sqlite_locks
 from treadle.host.locks import Probe
 from treadle.host.process import ProcessIdentity, is_gone, own_identity
@@ -22,7 +22,7 @@ from treadle.model.retention import Retention
 from treadle.store.ops import prune, workers
 from treadle.store.roster import SLOTS
 from treadle.store.store import Store
-from treadle.worker.presence import Presence
+from treadle.worker.presence import Presence, roll_of
 
 UNKNOWN_EVERY: Final = 5.0
 log = logging.getLogger("treadle.worker")
@@ -58,6 +58,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._probe = Probe(store.facts.side / SLOTS)
         self._own = own_identity()
+        self._roll = roll_of(store)
         self._thread = threading.Thread(target=self._serve, name="treadle-upkeep", daemon=True)
 
     def start(self) -> None:
@@ -104,9 +105,11 @@ class Upkeep:
         for row in self._store.read(workers.identities):
             if row.epoch == self._presence.epoch or not self._is_dead(row):
                 continue
+            begun = self._roll(row.epoch)
             rescued = self._store.submit(
-                partial(workers.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name)
+                partial(workers.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name, begun=begun)
             ).result()
+            remove_quietly(self._store.facts.side / f"roll-{row.epoch}")
             log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
 
     def beat(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -211,13 +211,16 @@ class Worker:
 
     def _assemble(self, names: tuple[str, ...]) -> None:
         store, clock = self._store, self._store.clock
-        self._settler = Settler(store, self.name, self._lost, self._fail)
+        self._settler = Settler(store, self.name, self._stored, self._lost, self._fail)
         self._crew = Crew(
-            self.options.concurrency, self._registry, Runner(self._codecs, clock), self._settler, self, clock,
-            self._room,
+            self.options.concurrency, self._registry, Runner(self._codecs, clock), self._settler, self,
+            self._presence.roll, clock, self._room,
         )  # fmt: skip
         self._claimer = Claimer(store, self._presence, self._crew, self.options.queues, names, clock, self._fail)
         self._upkeep = Upkeep(store, self._presence, names, self.options.retention, clock, self._fail)
+
+    def _stored(self, leases: Iterable[int]) -> None:
+        self._crew.stored(leases)
 
     def _lost(self, lease: int) -> None:
         self._crew.lost(lease)

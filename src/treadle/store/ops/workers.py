@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -45,6 +46,10 @@ SET state = CASE WHEN crashes + 1 >= :cap THEN 6 ELSE 3 END,
         THEN 'crash cap: its attempts ended with their process ' || (crashes + 1) || ' times' END,
     crashes = crashes + 1, lease = NULL
 WHERE state = 5 AND epoch = :epoch
+"""
+RETURN: Final = """
+UPDATE treadle_jobs INDEXED BY treadle_jobs_running SET state = 3, lease = NULL
+WHERE state = 5 AND epoch = :epoch AND lease NOT IN (SELECT value FROM json_each(:begun))
 """
 ORPHANS: Final = """
 SELECT DISTINCT epoch FROM treadle_jobs INDEXED BY treadle_jobs_running
@@ -123,14 +128,22 @@ class WorkerRow(NamedTuple):
     running: int
 
 
-def register(session: Session, who: Registration, epoch: int) -> int:
+def register(
+    session: Session, who: Registration, epoch: int, roll: Callable[[int], Sequence[int] | None] = lambda _: None
+) -> int:
     """Register the holder of a slot's lock: whatever the slot's last owner held is rescued first.
+
+    Args:
+        session: an open transaction.
+        who: the new holder.
+        epoch: its number, never used before.
+        roll: tells which leases of an earlier epoch had begun.
 
     Returns:
         How many jobs were rescued.
     """
     last = session.row(FIND, (who.slot,))
-    rescued = rescue(session, last[0], last[1], "its worker's slot was taken over") if last else 0
+    rescued = rescue(session, last[0], last[1], "its worker died", begun=roll(last[0])) if last else 0
     row: dict[str, Any] = who._asdict()
     row |= {"epoch": epoch, "now": session.clock.now()}
     row |= {name: msgspec.json.encode(row[name]).decode() for name in ("queues", "tasks")}
@@ -160,24 +173,48 @@ def identities(session: Session) -> list[IdentityRow]:
     return [IdentityRow(*row) for row in session.rows(IDENTITIES)]
 
 
-def rescue(session: Session, epoch: int, worker: str, why: str, cap: int = defaults.CRASH_CAP) -> int:
+def rescue(
+    session: Session,
+    epoch: int,
+    worker: str,
+    why: str,
+    cap: int = defaults.CRASH_CAP,
+    begun: Sequence[int] | None = None,
+) -> int:
     """Take back every job that *epoch* still holds; its death must be proved before.
+
+    Args:
+        session: an open transaction.
+        epoch: the registration that is over.
+        worker: its name, for the history.
+        why: in words, for the history.
+        cap: crashes at which a job is held.
+        begun: leases whose attempts had begun; only those are charged. None charges every one.
 
     Returns:
         How many jobs were taken back.
     """
+    untouched = 0
+    if begun is not None:
+        untouched = session.change(RETURN, {"epoch": epoch, "begun": msgspec.json.encode(begun).decode()})
+    return untouched + _charge(session, epoch, worker, why, cap)
+
+
+def _charge(session: Session, epoch: int, worker: str, why: str, cap: int) -> int:
+    session.ring()
     found = session.change(
         CRASHED_HISTORY, {"epoch": epoch, "worker": worker, "why": f"crash: {why}", "now": session.clock.now()}
     )
     if found:
         session.change(RESCUE, {"epoch": epoch, "cap": cap})
-        session.ring()
     return found
 
 
-def rescue_dead(session: Session, slot: int, epoch: int, worker: str) -> int:
+def rescue_dead(
+    session: Session, slot: int, epoch: int, worker: str, begun: Sequence[int] | None = None
+) -> int:
     """Rescue a dead worker's jobs and forget its registration."""
-    rescued = rescue(session, epoch, worker, "its worker died")
+    rescued = rescue(session, epoch, worker, "its worker died", begun=begun)
     session.change(LEAVE, {"slot": slot, "epoch": epoch})
     return rescued
 
