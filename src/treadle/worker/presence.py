@@ -67,7 +67,8 @@ class Presence:
         )  # fmt: skip
         try:
             epoch = store.submit(lambda session: burn(session, "epoch", 1), guarded=False).result()
-            rescued = store.submit(partial(workers.register, who=registration, epoch=epoch, roll=roll_of(store))).result()
+            enrol = partial(workers.register, who=registration, epoch=epoch, roll=roll_of(store))
+            rescued = store.submit(enrol).result()
         except BaseException:
             hold.release()
             raise

@@ -21,6 +21,7 @@ from treadle.host.process import ProcessIdentity, is_gone, own_identity
 from treadle.model.retention import Retention
 from treadle.store.ops import prune, workers
 from treadle.store.roster import SLOTS
+from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.presence import Presence, roll_of
 
@@ -115,13 +116,18 @@ class Upkeep:
     def beat(self) -> None:
         """Check that our locks still hold, and write a sign of life."""
         self._presence.check()
+        if not self._store.submit(self._sign, guarded=False).result():
+            raise StoreLost(f"Worker {self._presence.name} was evicted; its jobs were given to others.")
+
+    def _sign(self, session: Session) -> bool:
+        # On the lane, which keeps a connection open meanwhile: between a fork's closing and reopening of every
+        # connection SQLite holds no lock, and that must not be taken for a loss.
         if sqlite_locks(self._store.path) is LockState.LOST:
             raise StoreLost(
                 f"This process lost SQLite's locks on {self._store.path}: something in it opened and closed the file "
                 "by hand, or a second SQLite library did. Committed work could be lost, so this worker stops."
             )
-        if not self._store.submit(self._presence.beat, guarded=False).result():
-            raise StoreLost(f"Worker {self._presence.name} was evicted; its jobs were given to others.")
+        return self._presence.beat(session)
 
     def look_after_unknown(self) -> None:
         """Hold jobs whose task no live worker knows; free those that this worker knows now."""
