@@ -1,0 +1,322 @@
+"""The history checker: compares what processes wrote in their ledgers with what the database says at the end.
+
+It knows nothing of Treadle's code, only of its tables and promises. Every check is set algebra over unique ids: each
+job id, lease, token and attempt row is unique, so no search is needed. See :func:`check`.
+
+Ledger records: producers write ``intent`` (token, count) before they store anything, then ``ack`` (token, ids),
+``fail`` (token) or ``rollback`` (token); handlers write ``start`` and ``end`` (job, lease, attempt), ``follow``
+(lease, token), ``checkpoint`` (job, value) after it was accepted, and ``resumed`` (job, value); the conductor writes
+``kill`` (victim, the pid) just before each SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from faults.ledger import Record, read_all
+
+RUNNING, HELD, SUCCEEDED = 5, 6, 7
+ENDED = (7, 8, 9)
+LIVE = (1, 2, 3, 4)
+OK, RELEASED, OUTCOME_HELD, CRASHED = 1, 4, 5, 8
+
+
+class JobRow(NamedTuple):
+    """One row of treadle_jobs, with the token and place its arguments carry."""
+
+    id: int
+    state: int
+    attempt: int
+    crashes: int
+    reason: str | None
+    token: str | None
+    place: int | None
+
+
+class AttemptRow(NamedTuple):
+    """One row of treadle_attempts; *seq* is commit order."""
+
+    seq: int
+    job_id: int
+    lease: int
+    attempt: int
+    worker: str
+    outcome: int
+    finished_at: int
+
+
+class Anomaly(NamedTuple):
+    """One broken promise: which check, and the facts."""
+
+    check: str
+    text: str
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that is known about a run.
+
+    *drained* says that workers ran until nothing was left, so every live job is one that was forgotten.
+    *clocks_jump* says that wall-clock times of the database cannot be compared with the conductor's.
+    """
+
+    ledger: Sequence[Record]
+    jobs: Sequence[JobRow]
+    attempts: Sequence[AttemptRow]
+    drained: bool = True
+    clocks_jump: bool = False
+    _kinds: dict[str, list[Record]] = field(default_factory=dict, init=False, compare=False)
+
+    def of(self, kind: str) -> list[Record]:
+        """Ledger records of one kind, in order of time."""
+        if not self._kinds:
+            for record in self.ledger:
+                self._kinds.setdefault(record["kind"], []).append(record)
+        return self._kinds.get(kind, [])
+
+    @cached_property
+    def by_id(self) -> dict[int, JobRow]:
+        """Job rows by id."""
+        return {job.id: job for job in self.jobs}
+
+    @cached_property
+    def by_token(self) -> dict[str, list[JobRow]]:
+        """Job rows by the token of the enqueue that made them."""
+        found: dict[str, list[JobRow]] = defaultdict(list)
+        for job in self.jobs:
+            if job.token is not None:
+                found[job.token].append(job)
+        return found
+
+    @cached_property
+    def rows_of(self) -> dict[int, list[AttemptRow]]:
+        """Attempt rows by job, in commit order."""
+        found: dict[int, list[AttemptRow]] = defaultdict(list)
+        for row in sorted(self.attempts):
+            found[row.job_id].append(row)
+        return found
+
+    @cached_property
+    def starts_of(self) -> dict[int, list[Record]]:
+        """Start records by job, in order of time."""
+        found: dict[int, list[Record]] = defaultdict(list)
+        for record in self.of("start"):
+            found[record["job"]].append(record)
+        return found
+
+    @cached_property
+    def killed(self) -> dict[int, Record]:
+        """Kill records by the victim's pid."""
+        return {record["victim"]: record for record in self.of("kill")}
+
+
+def read_database(path: Path) -> tuple[list[JobRow], list[AttemptRow]]:
+    """The final rows, read by plain sqlite3; call it in a process that has no Treadle store open."""
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=30)
+    try:
+        (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if verdict != "ok":
+            raise AssertionError(f"the database is corrupt: {verdict}")
+        jobs = connection.execute(
+            "SELECT id, state, attempt, crashes, reason, data "
+            "FROM treadle_jobs LEFT JOIN treadle_payloads ON job_id = id"
+        ).fetchall()
+        attempts = connection.execute(
+            "SELECT seq, job_id, lease, attempt, worker, outcome, finished_at FROM treadle_attempts ORDER BY seq"
+        ).fetchall()
+    finally:
+        connection.close()
+    return [JobRow(*row[:5], *_named(row[5])) for row in jobs], [AttemptRow(*row) for row in attempts]
+
+
+def _named(data: bytes | None) -> tuple[str | None, int | None]:
+    try:
+        found = json.loads(data or b"")
+        return found["token"], found["place"]
+    except (ValueError, KeyError, TypeError):
+        return None, None
+
+
+def check(history: History) -> list[Anomaly]:
+    """Every anomaly of *history*; an empty list means that all promises held."""
+    return [Anomaly(one.__name__.strip("_"), text) for one in CHECKS for text in one(history)]
+
+
+# What producers were told ----------------------------------------------------------------------------------------
+
+
+def _accepted_lost(history: History) -> Iterator[str]:
+    """Every acknowledged id is in the database: ended, or held with a reason, or live while work goes on."""
+    for record in history.of("ack"):
+        for number in record["ids"]:
+            job = history.by_id.get(number)
+            if job is None:
+                yield f"job {number} (token {record['token']}) was acknowledged and is not there"
+            elif job.token != record["token"]:
+                yield f"job {number} was acknowledged for token {record['token']} but carries {job.token}"
+
+
+def _forgotten(history: History) -> Iterator[str]:
+    """Once drained, every job has ended, or is held with a reason."""
+    for job in history.jobs:
+        if job.state == HELD and not job.reason:
+            yield f"job {job.id} is held without a reason"
+        if history.drained and job.state in (*LIVE, RUNNING):
+            yield f"job {job.id} is still in state {job.state} after everything was drained"
+
+
+def _half_a_batch(history: History) -> Iterator[str]:
+    """What was acknowledged is there whole; refused or rolled back is not there; cut off is all or nothing."""
+    told = {record["token"]: record for kind in ("ack", "fail", "rollback") for record in history.of(kind)}
+    for record in history.of("intent"):
+        token, count = record["token"], record["count"]
+        found = len(history.by_token.get(token, ()))
+        end = told.get(token)
+        allowed = {0, count} if end is None else {count} if end["kind"] == "ack" else {0}
+        if found not in allowed:
+            yield f"token {token} ({'cut off' if end is None else end['kind']}): {found} of {count} jobs are there"
+
+
+def _unexpected(history: History) -> Iterator[str]:
+    """Nothing is there that nobody asked for, and nothing twice."""
+    known = {record["token"] for kind in ("intent", "follow") for record in history.of(kind)}
+    for token, jobs in history.by_token.items():
+        if token not in known:
+            yield f"jobs of unknown token {token}: {[job.id for job in jobs]}"
+        places = Counter(job.place for job in jobs)
+        yield from (f"token {token} place {place} is stored {n} times" for place, n in places.items() if n > 1)
+
+
+# What handlers saw -----------------------------------------------------------------------------------------------
+
+
+def _lease_started_twice(history: History) -> Iterator[str]:
+    """A lease is the right of one attempt: at most one handler begins under it."""
+    for lease, count in Counter(record["lease"] for record in history.of("start")).items():
+        if count > 1:
+            yield f"lease {lease} was started {count} times"
+
+
+def _overlap(history: History) -> Iterator[str]:
+    """No two attempts of one job run at the same time; one cut off by a kill ran at least until the kill."""
+    ended = {record["lease"]: record["at"] for record in history.of("end")}
+    for job, starts in history.starts_of.items():
+        for first, second in pairwise(starts):
+            kill = history.killed.get(first["pid"])
+            until = ended.get(first["lease"], kill["at"] if kill else None)
+            if until is None or second["at"] < until:
+                yield f"job {job}: lease {second['lease']} started while lease {first['lease']} ran"
+
+
+def _stale_accepted(history: History) -> Iterator[str]:
+    """An outcome is accepted only from the newest attempt: commit order and start order agree."""
+    leases = Counter(row.lease for row in history.attempts)
+    yield from (f"lease {lease} has {n} outcomes" for lease, n in leases.items() if n > 1)
+    for job, rows in history.rows_of.items():
+        for before, after in pairwise(rows):
+            if after.attempt <= before.attempt:
+                yield f"job {job}: attempt {after.attempt} was accepted after attempt {before.attempt}"
+        order = {record["lease"]: place for place, record in enumerate(history.starts_of.get(job, ()))}
+        places = [(order[row.lease], row.lease) for row in rows if row.lease in order]
+        for (first, _), (second, lease) in pairwise(places):
+            if second < first:
+                yield f"job {job}: lease {lease} was accepted after a newer attempt had been"
+        done = [row.lease for row in rows if row.outcome == OK]
+        newest = history.starts_of.get(job, [{}])[-1].get("lease")
+        if done and done[-1] != newest:
+            yield f"job {job}: success of lease {done[-1]} was accepted, but lease {newest} started after it"
+
+
+def _finished_twice(history: History) -> Iterator[str]:
+    """A job succeeds at most once, and nothing is stored after that."""
+    for job, rows in history.rows_of.items():
+        successes = [row for row in rows if row.outcome == OK]
+        if len(successes) > 1:
+            yield f"job {job} succeeded {len(successes)} times"
+        elif successes and rows[-1] is not successes[0]:
+            yield f"job {job} has outcomes after its success"
+
+
+def _rescued_alive(history: History) -> Iterator[str]:
+    """Only a dead worker's jobs are rescued; workers of a run are called w<pid>."""
+    if history.clocks_jump:
+        return
+    for row in history.attempts:
+        if row.outcome != CRASHED or not row.worker.startswith("w"):
+            continue
+        kill = history.killed.get(int(row.worker[1:]))
+        if kill is None or row.finished_at < kill["wall"]:
+            yield f"job {row.job_id}: lease {row.lease} was rescued while worker {row.worker} lived"
+
+
+def _history_disagrees(history: History) -> Iterator[str]:
+    """Rows of the history, rows of jobs and the ledger tell the same story."""
+    starts = {record["lease"]: record for record in history.of("start")}
+    ends = {record["lease"] for record in history.of("end")}
+    for row in history.attempts:
+        start = starts.get(row.lease)
+        if start is None and row.outcome not in (CRASHED, OUTCOME_HELD):
+            yield f"lease {row.lease} of job {row.job_id} has outcome {row.outcome} but never started"
+        if start is not None and (start["job"], start["attempt"]) != (row.job_id, row.attempt):
+            seen = f"{start['job']}/{start['attempt']}"
+            yield f"lease {row.lease} started as {seen}, stored as {row.job_id}/{row.attempt}"
+        if row.outcome == OK and row.lease not in ends:
+            yield f"job {row.job_id}: lease {row.lease} succeeded, but its handler never ended"
+    if history.drained:
+        stored = {row.lease for row in history.attempts}
+        yield from (f"lease {lease} started and left no row" for lease in starts if lease not in stored)
+    for job in history.jobs:
+        rows = history.rows_of.get(job.id, [])
+        if (job.state == SUCCEEDED) != any(row.outcome == OK for row in rows):
+            yield f"job {job.id} is in state {job.state}, its outcomes are {[row.outcome for row in rows]}"
+        if rows and job.attempt < rows[-1].attempt:
+            yield f"job {job.id} counts {job.attempt} attempts, its history {rows[-1].attempt}"
+
+
+def _follow_up(history: History) -> Iterator[str]:
+    """A follow-up job exists exactly when the success that asked for it was accepted."""
+    accepted = {row.lease for row in history.attempts if row.outcome == OK}
+    for record in history.of("follow"):
+        found, wanted = len(history.by_token.get(record["token"], ())), int(record["lease"] in accepted)
+        if found != wanted:
+            yield f"lease {record['lease']}: {found} follow-up jobs instead of {wanted}"
+
+
+def _checkpoint_lost(history: History) -> Iterator[str]:
+    """An attempt sees the last checkpoint that was acknowledged before it started."""
+    told: dict[int, list[Record]] = defaultdict(list)
+    for record in history.of("checkpoint"):
+        told[record["job"]].append(record)
+    for record in history.of("resumed"):
+        before = [one["value"] for one in told[record["job"]] if one["at"] < record["at"]]
+        if before and (record["value"] is None or record["value"] < max(before)):
+            yield f"job {record['job']} resumed from {record['value']} after {max(before)} was acknowledged"
+
+
+CHECKS = (
+    _accepted_lost, _forgotten, _half_a_batch, _unexpected, _lease_started_twice, _overlap, _stale_accepted,
+    _finished_twice, _rescued_alive, _history_disagrees, _follow_up, _checkpoint_lost,
+)  # fmt: skip
+
+
+def main(folder: Path) -> int:
+    """Check a run's folder from a process of its own: ``PYTHONPATH=tests python -m faults.checker FOLDER``."""
+    jobs, attempts = read_database(folder / "jobs.db")
+    found = check(History(read_all(folder / "ledgers"), jobs, attempts))
+    for anomaly in found:
+        print(f"{anomaly.check}: {anomaly.text}")
+    print(f"{len(jobs)} jobs, {len(attempts)} attempts, {len(found)} anomalies")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve()))
