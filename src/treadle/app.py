@@ -132,7 +132,7 @@ class Treadle:
             jobs: made by ``task.job(...)``.
             chunk: one transaction for each so many; None stores all or nothing.
         """
-        self._warn_on_loop("enqueue_many", "aenqueue_many")
+        self._warn_on_loop("enqueue_many", "aenqueue_many", stacklevel=3)
         return producing.insert_many(self.store, jobs, chunk)
 
     async def aenqueue_many(
@@ -261,14 +261,14 @@ class Treadle:
 
     def result(self, job_id: int, task: TaskDefinition | None = None, timeout: float | None = None) -> Any:
         """Wait for a job's end and return its result; see :meth:`treadle.tasks.Job.result`."""
-        ending = results.wait_for(self.store, results.look_for(job_id), timeout)
+        ending = results.ending(self.store, job_id, timeout)
         return results.value_of(job_id, ending, task, self.codecs)
 
     async def aresult(  # the sync name with an a
         self, job_id: int, task: TaskDefinition | None = None, timeout: float | None = None
     ) -> Any:
         """The same from async code."""
-        ending = await results.await_for(await self.aopen(), results.look_for(job_id), timeout)
+        ending = await results.aending(await self.aopen(), job_id, timeout)
         return results.value_of(job_id, ending, task, self.codecs)
 
     def _opened(self) -> Store:
@@ -306,13 +306,13 @@ class Treadle:
         for name, (max_length, when_full) in self._caps.items():
             store.run(partial(meta.declare_queue, name=name, max_length=max_length, when_full=when_full))
 
-    def _warn_on_loop(self, verb: str, better: str) -> None:
+    def _warn_on_loop(self, verb: str, better: str, stacklevel: int = 4) -> None:
         if not self._warned and on_event_loop():
             self._warned = True
             warnings.warn(
                 f"{verb}() blocks the event loop until the disk has synced; use 'await {better}(...)'.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
 

@@ -15,7 +15,7 @@ from treadle.model.definition import TaskDefinition
 from treadle.model.job import Options
 from treadle.model.retry import Retry
 from treadle.model.signature import Signature
-from treadle.tasks import check_name, check_priority
+from treadle.tasks import Task, check_name, check_priority
 from treadle.worker.context import JobContext
 
 
@@ -46,6 +46,10 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
     if unknown:
         known = ", ".join(Policy.__annotations__)
         raise ConfigurationError(f"@app.task does not know {', '.join(sorted(unknown))}; it knows {known}.")
+    if isinstance(function, Task):
+        function = function.definition.function
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{function!r} is a generator: calling it runs nothing, so it cannot be a task.")
     name = check_name("name", policy.get("name") or task_name(function), 200)
     signature = Signature.of(function, context_types=(JobContext,))
     signature.check_codec(codec)

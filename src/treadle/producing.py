@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Se
 from itertools import islice
 from typing import Final
 
-from treadle.errors import QueueFull
+from treadle.errors import ConfigurationError, QueueFull
 from treadle.host.bells import Bell
 from treadle.model.job import NewJob
 from treadle.store.store import Store
@@ -71,12 +71,19 @@ def _insert_when_room(store: Store, jobs: Sequence[NewJob], bell: Bell) -> Seque
             bell.wait(ROOM_POLL)
 
 
+def _check_chunk(chunk: int | None) -> None:
+    if chunk is not None and chunk < 1:
+        raise ConfigurationError(f"chunk={chunk!r} must be 1 or more, or None for one transaction.")
+
+
 def _chunks(jobs: Iterator[NewJob], chunk: int | None) -> Iterator[list[NewJob]]:
+    _check_chunk(chunk)
     while piece := list(islice(jobs, chunk or LARGEST_CHUNK)):
         yield piece
 
 
 async def _achunks(jobs: AsyncIterable[NewJob], chunk: int | None) -> AsyncIterator[list[NewJob]]:
+    _check_chunk(chunk)
     piece: list[NewJob] = []
     async for job in jobs:
         piece.append(job)

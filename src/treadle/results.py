@@ -69,9 +69,33 @@ def ending_of(job_id: int, session: Session) -> find.Ending | None:
     return found if found.state.ended else None
 
 
-def look_for(job_id: int) -> Callable[[Session], find.Ending | None]:
-    """A look for the ending of one job."""
-    return partial(ending_of, job_id)
+def ending(store: Store, job_id: int, timeout: float | None) -> find.Ending:
+    """Wait for the end of one job.
+
+    Raises:
+        ResultTimeout: it did not end in time; the message says what it is doing instead.
+        JobNotFound: there is no such job.
+    """
+    try:
+        return wait_for(store, partial(ending_of, job_id), timeout)
+    except ResultTimeout as error:
+        raise _still(error, job_id, store.read(partial(find.ending, job_id=job_id))) from None
+
+
+async def aending(store: Store, job_id: int, timeout: float | None) -> find.Ending:
+    """The same on an event loop."""
+    try:
+        return await await_for(store, partial(ending_of, job_id), timeout)
+    except ResultTimeout as error:
+        state = await asyncio.wrap_future(store.submit_read(partial(find.ending, job_id=job_id)))
+        raise _still(error, job_id, state) from None
+
+
+def _still(error: ResultTimeout, job_id: int, found: find.Ending | None) -> ResultTimeout:
+    if found is None:
+        return error
+    why = f" ({found.reason or found.message})" if found.reason or found.message else ""
+    return ResultTimeout(f"{error} Job {job_id} is {found.state}{why}.")
 
 
 def all_ended(ids: Sequence[int], session: Session) -> dict[int, JobState] | None:
@@ -88,7 +112,8 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
         ResultNotStored: its result was not kept.
     """
     if ending.state is not JobState.SUCCEEDED:
-        raise JobFailed(f"Job {job_id} {ending.state}: {ending.reason or ending.message or 'no reason was given'}")
+        told = dict.fromkeys(text for text in (ending.reason, ending.message) if text)
+        raise JobFailed(f"Job {job_id} {ending.state}: {'; '.join(told) or 'no reason was given'}")
     if ending.reason is not None and ending.reason.startswith(NOT_STORED):
         raise ResultNotStored(ending.reason)
     if ending.data is None or ending.codec is None:
@@ -112,7 +137,7 @@ def _left(until: float | None, now: float, timeout: float | None) -> float:
     if until is None:
         return LOOK_EVERY
     if now >= until:
-        raise ResultTimeout(f"The job did not end within {timeout:g} s; it goes on.")
+        raise ResultTimeout(f"Not ended within {timeout:g} s; it goes on.")
     return min(LOOK_EVERY, until - now)
 
 

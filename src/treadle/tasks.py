@@ -16,7 +16,7 @@ from treadle.model.codec import Codec, check_size
 from treadle.model.definition import TaskDefinition
 from treadle.model.extra import encode_extra
 from treadle.model.job import JobRecord, NewJob, Options
-from treadle.model.retry import Retry
+from treadle.model.retry import DELAY_MAX, Retry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -209,10 +209,10 @@ class Task(Bound[P, R]):
             self._options,
             queue=self._options.queue if queue is None else check_name("queue", queue, 100),
             priority=self._options.priority if priority is None else check_priority(priority),
-            delay=0 if delay is None else max(0, to_duration(delay)),
-            due_at=None if run_at is None else to_micros(run_at),
+            delay=0 if delay is None else _delay(delay),
+            due_at=None if run_at is None else _moment(run_at),
             extra=encode_extra(retry, meta),
-            tags=tuple(check_name("tag", tag, 100) for tag in tags),
+            tags=_tags(tags),
         )
         return Bound(self._host, self._definition, options, connection)
 
@@ -273,6 +273,29 @@ def on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _delay(delay: timedelta | float) -> int:
+    try:
+        micros = to_duration(delay)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigurationError(f"delay={delay!r} must be a timedelta or seconds.") from error
+    if micros > to_duration(DELAY_MAX):
+        raise ConfigurationError(f"delay={delay!r} is longer than {DELAY_MAX.days} days.")
+    return max(0, micros)
+
+
+def _moment(run_at: datetime) -> int:
+    try:
+        return to_micros(run_at)
+    except ValueError as error:
+        raise ConfigurationError(f"run_at={error}") from error
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise ConfigurationError(f"tags={tags!r} is one text; pass a list of words.")
+    return tuple(dict.fromkeys(check_name("tag", tag, 100) for tag in tags))
 
 
 def _seconds(timeout: timedelta | float | None) -> float | None:

@@ -20,6 +20,7 @@ THREADS: Final = 2
 DEADLINE: Final = 10.0
 """Seconds a read may take: a read that never ends would keep the write-ahead log from shrinking."""
 OPCODES: Final = 20_000
+FORK_PATIENCE: Final = 5.0
 
 
 class Readers:
@@ -75,9 +76,19 @@ class Readers:
         self._close_idle()
 
     def before_fork(self) -> None:
-        """Close idle connections: a child must not have been born beside an open one."""
+        """Let running reads end, start none, and close: a child must not be born beside an open connection.
+
+        A thread that is inside SQLite at the fork does not exist in the child, but its lock would: the child
+        would hang when it drops that thread's connection.
+        """
+        self._lock.acquire()
+        self._quiet.wait_for(lambda: self._busy == 0, timeout=FORK_PATIENCE)
         self._fork_busy = self._busy > 0
-        self._close_idle()
+        self._close_all(self._idle)
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before; connections are opened again when needed."""
+        self._lock.release()
 
     def after_fork_in_child(self) -> bool:
         """Start anew; False when a read was going on at the fork, so the child may not open the file."""
@@ -87,7 +98,8 @@ class Readers:
         return not busy
 
     def _start_anew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._quiet = threading.Condition(self._lock)
         self._idle = []
         self._pool = None
         self._busy = 0
@@ -106,11 +118,13 @@ class Readers:
         except sqlite3.Error as error:
             with self._lock:
                 self._busy -= 1
+                self._quiet.notify_all()
             raise translate(error, self._facts.path) from error
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._lock:
             self._busy -= 1
+            self._quiet.notify_all()
             if not self._closed and len(self._idle) < THREADS * 2:
                 self._idle.append(connection)
                 return
@@ -135,6 +149,9 @@ class Readers:
 
     def _close_idle(self) -> None:
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            self._close_all(self._idle)
+
+    @staticmethod
+    def _close_all(connections: list[sqlite3.Connection]) -> None:
+        while connections:
+            connections.pop().close()

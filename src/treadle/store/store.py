@@ -271,6 +271,7 @@ class Store:
         self._readers.before_fork()
 
     def _after_fork_in_parent(self) -> None:
+        self._readers.after_fork_in_parent()
         self._lane.after_fork_in_parent()
 
     def _after_fork_in_child(self) -> None:

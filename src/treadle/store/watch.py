@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 
 from treadle.host.process import on_fork
 from treadle.store.connections import FileFacts
@@ -20,23 +21,46 @@ class Watch:
         self._facts = facts
         self._connection: sqlite3.Connection | None = None
         self._seen = -1
-        on_fork(self, before=self.close)
+        self._lock = threading.Lock()
+        on_fork(
+            self, before=self._before_fork, after_in_parent=self._after_fork_in_parent,
+            after_in_child=self._after_fork_in_child,
+        )  # fmt: skip
 
     def changed(self) -> bool:
         """True when anything was committed since the last call; True at the first call, and when in doubt."""
-        try:
-            if self._connection is None:
-                self._connection = connect(self._facts.path, read_only=True)
-            (found,) = self._connection.execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error:
-            self.close()
-            return True
-        changed = bool(found != self._seen)
-        self._seen = found
-        return changed
+        with self._lock:
+            try:
+                found = self._look()
+            except sqlite3.Error:
+                self._drop()
+                return True
+            changed = found != self._seen
+            self._seen = found
+            return changed
 
     def close(self) -> None:
         """Close the connection; it opens again when needed."""
+        with self._lock:
+            self._drop()
+
+    def _look(self) -> int:
+        if self._connection is None:
+            self._connection = connect(self._facts.path, read_only=True)
+        (found,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(found)
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+        self._drop()
+
+    def _after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.Lock()

@@ -13,6 +13,7 @@ from treadle.clock import to_datetime
 from treadle.errors import ConfigurationError
 from treadle.model.codec import Codec
 from treadle.model.job import Claimed, NewJob
+from treadle.model.sanitise import clean_text
 from treadle.store.ops.notes import checkpoint, last_checkpoint
 from treadle.store.session import Session
 
@@ -116,7 +117,8 @@ class JobContext:
             fraction: 0 to 1; other values are cut.
             message: a few words, cut to 500 characters.
         """
-        self._desk.note_progress(self._claimed.lease, min(1.0, max(0.0, fraction)), message[:500])
+        text = clean_text(message[:500], 2000)
+        self._desk.note_progress(self._claimed.lease, min(1.0, max(0.0, fraction)), text)
 
     def checkpoint(self, value: object) -> None:
         """Store *value* for later attempts; it is durable when this returns. For plain functions.
@@ -134,7 +136,9 @@ class JobContext:
         await asyncio.wrap_future(self._submit_checkpoint(value))
 
     def last_checkpoint(self) -> object:
-        """What the latest :meth:`checkpoint` of any attempt stored, None when there is none."""
+        """What the latest :meth:`checkpoint` of any attempt stored, None when there is none. For plain functions."""
+        if _on_event_loop():
+            raise ConfigurationError("last_checkpoint() would block the event loop; use 'await alast_checkpoint()'.")
         return self._decoded(self._desk.read(self._read_checkpoint).result())
 
     async def alast_checkpoint(self) -> object:

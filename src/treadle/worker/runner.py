@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,7 @@ class Runner:
         began = self._clock.monotonic()
         try:
             value = attempt.definition.function(*call[0], **call[1])
+            _refuse_coroutine(value)
             self._check_length(attempt.definition, began)
         except BaseException as error:
             return self._raised(attempt, error)
@@ -121,11 +123,15 @@ class Runner:
         return Succeeded(codec.name, data, None, follow)
 
     def _raised(self, attempt: Attempt, error: BaseException) -> Outcome:
+        try:
+            match error:
+                case Snooze():
+                    return Snoozed(to_duration(error.delay))
+                case RetryAfter():
+                    return RetryLater(to_duration(error.delay), clean_text(str(error.message), 1000))
+        except (TypeError, ValueError, OverflowError) as unusable:
+            error = unusable  # a delay that is no time fails the attempt like any other mistake
         match error:
-            case Snooze():
-                return Snoozed(to_duration(error.delay))
-            case RetryAfter():
-                return RetryLater(to_duration(error.delay), clean_text(error.message, 1000))
             case Abort():
                 return Aborted(_words("aborted", error))
             case asyncio.CancelledError() if attempt.context.cancelled:
@@ -147,6 +153,13 @@ async def _within(coroutine: Awaitable[object], definition: TaskDefinition) -> o
         if limit.expired():
             raise TimeoutError(f"the attempt took longer than its timeout of {seconds:g} s") from error
         raise
+
+
+def _refuse_coroutine(value: object) -> None:
+    # Its work was never done, so a success here would be a job dropped silently.
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError("a plain function returned a coroutine, which nobody awaited; declare it with 'async def'")
 
 
 def _words(what: str, error: BaseException) -> str:

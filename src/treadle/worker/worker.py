@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,6 +58,10 @@ class WorkerOptions:
             raise ConfigurationError(f"concurrency={self.concurrency} leaves no slot; use 1 or more.")
         if isinstance(self.queues, str):
             raise ConfigurationError(f"queues={self.queues!r} is one text; pass a list of names.")
+        if self.queues is not None and not self.queues:
+            raise ConfigurationError(f"queues={self.queues!r} names no queue; pass None for every queue.")
+        if isinstance(self.queues, Mapping) and not all(weight > 0 for weight in self.queues.values()):
+            raise ConfigurationError(f"queues={self.queues!r}: every weight must be greater than 0.")
 
 
 class Worker:
