@@ -221,30 +221,61 @@ def stop_signals(callback: Callable[[int], None]) -> AbstractContextManager[None
     return _stop_signals(callback)
 
 
+class _StopSignals:
+    """Our handlers for SIGTERM and SIGINT while they are installed; forked children get the old ones back.
+
+    A signal that reaches a child before Python has set itself up there is dropped, and the parent that sent it
+    (a ``multiprocessing.Pool`` that ends its workers) waits for ever. So both signals are held back over the
+    fork, and let in once the child has its old handlers again.
+    """
+
+    _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        self._callback = callback
+        self._old: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Put our handlers in place."""
+        self._old = {number: signal.signal(number, self._handle) for number in self._NUMBERS}
+        if hasattr(signal, "pthread_sigmask"):
+            on_fork(
+                self, before=self._hold_back, after_in_parent=self._let_in, after_in_child=self._give_up_in_child
+            )
+
+    def restore(self) -> None:
+        """Put the old handlers back."""
+        forget_on_fork(self)
+        for number, handler in self._old.items():
+            # None: the old handler was set by C code and cannot be put back from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._callback(number)
+
+    def _hold_back(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._NUMBERS)
+
+    def _let_in(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._NUMBERS)
+
+    def _give_up_in_child(self) -> None:
+        self.restore()
+        self._let_in()
+
+
 @contextlib.contextmanager
 def _stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         _log.debug("Not in the main thread: SIGTERM and SIGINT keep their handlers.")
         yield
         return
-
-    owner = os.getpid()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner:
-            # A forked child, of a process pool in a handler say, inherits this handler and must still end when told.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        callback(number)
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals = _StopSignals(callback)
+    signals.install()
     try:
         yield
     finally:
-        for number, handler in old.items():
-            # None: the old handler was set by C code and cannot be put back from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signals.restore()
 
 
 def stop_own_process() -> None:

@@ -18,7 +18,7 @@ from treadle.errors import (
 )
 from treadle.store.dialect import SQLITE
 from treadle.store.session import Session
-from treadle.store.sqlite import is_busy, translate
+from treadle.store.sqlite import OwnConnection, is_busy, translate
 
 T = TypeVar("T")
 
@@ -79,6 +79,8 @@ def check_own_transaction(path: Path) -> None:
 
 
 def _is_mine_and_open(connection: sqlite3.Connection) -> bool:
+    if isinstance(connection, OwnConnection):
+        return False  # a lane's: whoever waits for it is served in its turn
     try:
         if not connection.in_transaction:
             return False

@@ -13,7 +13,7 @@ from typing import Final
 
 from treadle import defaults
 from treadle.clock import Clock
-from treadle.errors import StoreLost
+from treadle.errors import StoreLost, StoreUnusable
 from treadle.host.bells import Ringer
 from treadle.host.files import FileIdentity, identity_of
 from treadle.host.locks import Gate
@@ -104,7 +104,13 @@ class Connections:
 
         With the busy handler alone a producer beside two busy workers waited up to 700 ms; queued, 27 ms.
         """
-        return self._gate.acquire(blocking=blocking)
+        try:
+            return self._gate.acquire(blocking=blocking)
+        except OSError as error:
+            raise StoreUnusable(
+                f"The folder of locks {self._facts.side} cannot be used ({error}): it was removed, or this process "
+                "is out of file descriptors. Restart this process."
+            ) from error
 
     def leave_gate(self) -> None:
         """Let the next process try for the write lock."""

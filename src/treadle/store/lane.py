@@ -163,7 +163,11 @@ class Lane:
 
     def _run_group(self, group: list[Work[Any]]) -> None:
         with self._turn:
-            self._connections.enter_gate(blocking=True)
+            try:
+                self._connections.enter_gate(blocking=True)
+            except TreadleError as error:
+                fail(starting(group), error)
+                return
             try:
                 self._transact(group, patient=True)
                 self._connections.after_commit()

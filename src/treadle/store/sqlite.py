@@ -38,6 +38,10 @@ def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) ->
     return not ((3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45))
 
 
+class OwnConnection(sqlite3.Connection):
+    """A connection of Treadle's own, to be told from the caller's."""
+
+
 def connect(path: Path, *, durability: str = "full", read_only: bool = False) -> sqlite3.Connection:
     """Open a connection with Treadle's pragmas; the caller serialises its use.
 
@@ -48,7 +52,7 @@ def connect(path: Path, *, durability: str = "full", read_only: bool = False) ->
     """
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False,
-        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=256,
+        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=256, factory=OwnConnection,
     )  # fmt: skip
     for pragma in (
         f"synchronous = {SYNCHRONOUS[durability]}",

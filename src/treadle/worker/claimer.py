@@ -79,8 +79,8 @@ class Claimer:
 
     def wake(self) -> None:
         """A slot became free: look again once what is at hand runs low."""
-        if self._more and self._crew.buffered <= self._low:
-            self._wake.set()
+        if (self._more and self._crew.buffered <= self._low) or not (self._crew.running or self._crew.buffered):
+            self._wake.set()  # with nothing left at all, idle() is waiting to hear of it
 
     def look(self) -> None:
         """Claim again now, whatever the last claim said."""

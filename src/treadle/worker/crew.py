@@ -151,6 +151,11 @@ class Crew:
             await asyncio.wait(self._counting)
         self._threads.close()
 
+    async def judged(self) -> None:
+        """Wait until every attempt that ended has been given to the settler."""
+        if self._counting:
+            await asyncio.wait(self._counting)
+
     def hurry(self) -> None:
         """Cut the grace of a stop short: cancel what runs now."""
         self._hurry.set()

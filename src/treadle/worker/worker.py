@@ -87,6 +87,7 @@ class Worker:
         self.failure: TreadleError | None = None
         """Why the worker ended by itself, None while all is well."""
         self._started = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._thread: threading.Thread | None = None
 
     # Life ---------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ class Worker:
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop claiming, let running attempts end within *grace* seconds, return the rest unspent, deregister."""
-        if not self._started or self._ended.is_set():
+        if not self._started or not self._tasks or self._ended.is_set():
             return
         settling, notes, claiming = self._tasks
         claiming.cancel()
@@ -148,11 +149,14 @@ class Worker:
     async def idle(self) -> None:
         """Wait until nothing is ready to claim, nothing runs and every outcome is stored."""
         while True:
+            started = self._crew.started
             self._claimer.idle.clear()
             self._claimer.look()
             await self._claimer.idle.wait()
+            await self._crew.judged()
             await self._settler.drained()
-            if self._claimer.idle.is_set() and not self._crew.running:
+            # An outcome stored just now may have made its job ready again: only a look that started nothing counts.
+            if self._claimer.idle.is_set() and not self._crew.running and self._crew.started == started:
                 return
 
     async def __aenter__(self) -> Worker:

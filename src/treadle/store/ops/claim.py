@@ -126,7 +126,7 @@ def arguments(session: Session, job_id: int) -> bytes | None:
 
 def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
     if request.queues is not None:
-        return request.queues
+        return tuple(dict.fromkeys(request.queues))
     ready = _NAMES.decode(session.value(READY_QUEUES))
     turn = request.turn % len(ready) if ready else 0
     return ready[turn:] + ready[:turn]

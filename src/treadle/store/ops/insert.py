@@ -24,7 +24,7 @@ SELECT CAST(key AS INTEGER), :queue, :task, :state, :priority, :due_at, :now FRO
 """
 PAYLOADS: Final = """
 INSERT INTO treadle_payloads (job_id, codec, data, extra)
-SELECT CAST(key AS INTEGER), :codec, substr(:blob, (value >> 31) + 1, value & 2147483647), :extra
+SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x''), :extra
 FROM json_each(:placed)
 """
 ONE_PAYLOAD: Final = "INSERT INTO treadle_payloads (job_id, codec, data, extra) VALUES (?, ?, ?, ?)"

@@ -36,7 +36,7 @@ WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
 EXPLAIN_MISSING_RESULT: Final = "UPDATE treadle_jobs SET reason = :reason WHERE id = :id"
 RESULTS: Final = """
 INSERT OR REPLACE INTO treadle_results (job_id, codec, data)
-SELECT CAST(key AS INTEGER), :codec, substr(:blob, (value >> 31) + 1, value & 2147483647)
+SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x'')
 FROM json_each(:placed)
 """
 # One row per transition: lease, state, due_at, failed, reason, finished_at, outcome, started_at, error_type,
@@ -50,17 +50,19 @@ SELECT j.id, j.lease, j.attempt, :worker, json_extract(e.value, '$[6]'), json_ex
 FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
 WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]') AND json_extract(e.value, '$[11]')
 """
+# Materialized: flattened into the UPDATE, the planner scans every job once per row.
 MOVE: Final = """
+WITH moved AS MATERIALIZED (
+    SELECT j.id, json_extract(e.value, '$[1]') AS state, json_extract(e.value, '$[2]') AS due_at,
+        json_extract(e.value, '$[3]') AS failed, json_extract(e.value, '$[4]') AS reason,
+        json_extract(e.value, '$[5]') AS finished_at
+    FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
+    WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]'))
 UPDATE treadle_jobs
 SET state = moved.state, lease = NULL, due_at = coalesce(moved.due_at, treadle_jobs.due_at),
     failures = treadle_jobs.failures + moved.failed, reason = moved.reason,
     finished_at = CASE WHEN moved.state >= 7 THEN moved.finished_at END
-FROM (SELECT j.id, json_extract(e.value, '$[1]') AS state, json_extract(e.value, '$[2]') AS due_at,
-        json_extract(e.value, '$[3]') AS failed, json_extract(e.value, '$[4]') AS reason,
-        json_extract(e.value, '$[5]') AS finished_at
-    FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
-    WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]')) moved
-WHERE treadle_jobs.id = moved.id
+FROM moved WHERE treadle_jobs.id = moved.id
 """
 IMMEDIATE: Final = """
 INSERT INTO treadle_immediates (job_id, error_type, granted) VALUES (:job, :error_type, 1)
