@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
+import click
 import pytest
 
-from treadle import defaults
+import treadle
+from treadle import defaults, errors
+from treadle.cli.main import main
+from treadle.declare import Policy
+from treadle.model.settle import MOVES
+from treadle.settings import PREFIX, Settings
+from treadle.worker.worker import WorkerOptions
 
-PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "defaults.md"
+CODE = re.compile(r"^```[^\n]*\n(?:.*?)^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+ERROR_ROW = re.compile(r"^\| `([A-Za-z]+)` \|", re.MULTILINE)
+TREE_LINE = re.compile(r"^(?P<indent>(?:[│├└ ][─   ]{3})*)(?P<name>[A-Z]\w+)(?:  .*)?$", re.MULTILINE)
+ARROW = re.compile(r"^    (\w+) --> (\w+)", re.MULTILINE)
+TYPED = re.compile(r"^(?:ExecStart=\S*/| *command: )?(treadle [^\n`]+)$", re.MULTILINE)
+LINK = re.compile(r"\]\(([\w./-]+\.md)")
 UNITS = {
     "d": timedelta(days=1),
     "h": timedelta(hours=1),
@@ -53,3 +70,106 @@ def test_every_default_is_documented_with_its_value(name: str) -> None:
 def test_no_default_is_documented_that_does_not_exist() -> None:
     """A default that left the code has left the page too."""
     assert set(rows()) - set(VALUES) == set()
+
+
+def pages() -> dict[str, str]:
+    """Every page of the documentation: name to text."""
+    return {page.name: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+
+
+def mentioned(word: str) -> bool:
+    """True when some page has *word* in code style, alone or within a longer piece of code."""
+    whole = re.compile(rf"(?<![\w.]){re.escape(word)}(?!\w)")
+    return any(whole.search(code) for text in pages().values() for code in CODE.findall(text))
+
+
+def commands(group: click.Group, above: str = "treadle") -> Iterator[str]:
+    """Every command a user can type, groups left out."""
+    for name, command in group.commands.items():
+        full = f"{above} {name}"
+        if isinstance(command, click.Group):
+            yield from commands(command, full)
+        else:
+            yield full
+
+
+ERRORS = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+}
+
+
+@pytest.mark.parametrize("name", sorted(treadle.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    """Whatever can be imported from treadle is explained on some page."""
+    assert mentioned(name)
+
+
+@pytest.mark.parametrize("command", sorted(commands(main)))
+def test_every_command_is_documented(command: str) -> None:
+    """Whatever `treadle --help` offers is on some page."""
+    assert mentioned(command)
+
+
+@pytest.mark.parametrize("setting", [item.name for item in fields(Settings)])
+def test_every_setting_is_documented(setting: str) -> None:
+    """Every setting is there under its own name and under that of its environment variable."""
+    assert mentioned(setting)
+    assert mentioned(PREFIX + setting.upper())
+
+
+@pytest.mark.parametrize("option", [item.name for item in fields(WorkerOptions)])
+def test_every_worker_option_is_documented(option: str) -> None:
+    """Every option of a worker is on the page about workers."""
+    assert f"`{option}`" in pages()["workers.md"]
+
+
+@pytest.mark.parametrize("option", list(Policy.__annotations__))
+def test_every_task_option_is_documented(option: str) -> None:
+    """Every option of a task is on the page about tasks."""
+    assert f"`{option}`" in pages()["tasks.md"]
+
+
+def test_the_page_of_errors_has_exactly_the_errors_there_are() -> None:
+    """docs/errors.md has a row for each error class, in no other number."""
+    assert sorted(ERROR_ROW.findall(pages()["errors.md"])) == sorted(ERRORS)
+
+
+def test_the_drawn_tree_of_errors_is_that_of_the_classes() -> None:
+    """The tree in docs/errors.md has every error below the class it inherits from."""
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for line in TREE_LINE.finditer(pages()["errors.md"]):
+        depth = len(line["indent"]) // 4
+        above[depth:] = [line["name"]]
+        drawn[line["name"]] = above[depth - 1] if depth else "Exception"
+    assert drawn == {name: kind.__bases__[0].__name__ for name, kind in ERRORS.items()}
+
+
+def test_the_diagram_of_states_is_the_table_of_moves() -> None:
+    """docs/states.md draws the moves of the state machine: all of them, and no other."""
+    drawn = set(ARROW.findall(pages()["states.md"]))
+    assert drawn == {(str(before), str(after)) for before, followers in MOVES.items() for after in followers}
+
+
+SHELL = sorted({line for text in pages().values() for line in TYPED.findall(text)})
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_every_shown_command_line_can_be_typed(line: str) -> None:
+    """Each command line in the documentation names a command and options that exist."""
+    words = shlex.split(line)[1:]
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """No page links to a file that is not there."""
+    links = [(name, link) for name, text in pages().items() for link in LINK.findall(text)]
+    assert [(name, link) for name, link in links if not (DOCS / link).exists()] == []
+
+
+def test_every_page_is_on_the_map() -> None:
+    """docs/index.md leads to every other page."""
+    assert set(LINK.findall(pages()["index.md"])) >= set(pages()) - {"index.md"}

@@ -8,48 +8,34 @@ Defaults are not stored: a job enqueued without an argument gets the default of 
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from types import UnionType
-from typing import Any, Final
-from uuid import UUID
+from typing import Any
 
 import msgspec
 
 from treadle.errors import ConfigurationError, PayloadError, SignatureMismatch, UndecodablePayload
-from treadle.model.codec import BytesCodec, Codec, JsonCodec, from_plain, is_pydantic_model, to_plain
-
-_NATIVE: Final = (bytes, bytearray, memoryview, datetime, date, time, timedelta, UUID, Decimal)
-_SHALLOW: Final = (
-    msgspec.inspect.DataclassType,
-    msgspec.inspect.StructType,
-    msgspec.inspect.TypedDictType,
-    msgspec.inspect.NamedTupleType,
-    msgspec.inspect.CustomType,
+from treadle.model.codec import BytesCodec, Codec, JsonCodec
+from treadle.model.parameters import (
+    BINDABLE,
+    NATIVE,
+    SHALLOW,
+    UNSET,
+    Parameter,
+    as_stored,
+    can_carry,
+    carried,
+    check_left_out,
+    contains,
+    context_type,
+    exact,
+    exact_kinds,
+    resolved_hints,
+    struct_of,
 )
-_REFUSED: Final = (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)
-_UNSET: Final = msgspec.UNSET
-_BINDABLE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+from treadle.model.refusal import from_plain
 
 Arguments = tuple[list[object], dict[str, object]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)  # by identity: a default may be unhashable
-class _Parameter:
-    # One stored parameter: its place in the call and its key on the wire.
-    name: str
-    key: str
-    kind: inspect._ParameterKind
-    annotation: object
-    default: object
-
-    @property
-    def required(self) -> bool:
-        return self.default is inspect.Parameter.empty and self.key == self.name
 
 
 class Signature:
@@ -73,14 +59,14 @@ class Signature:
     """
 
     def __init__(
-        self, label: str, parameters: list[_Parameter], injected: dict[str, type], returns: object
+        self, label: str, parameters: list[Parameter], injected: dict[str, type], returns: object
     ) -> None:
         self.label = label
         self.returns = returns
         self.injected: Mapping[str, type] = injected
         self.context_parameter: str | None = next(iter(injected), None)
         self._parameters = parameters
-        self._positional = tuple(p.name for p in parameters if p.kind in _BINDABLE)
+        self._positional = tuple(p.name for p in parameters if p.kind in BINDABLE)
         self._only_positional = frozenset(p.name for p in parameters if p.kind is p.kind.POSITIONAL_ONLY)
         self._named = frozenset(p.name for p in parameters if p.key == p.name) - self._only_positional
         self._required = frozenset(p.name for p in parameters if p.required)
@@ -89,12 +75,12 @@ class Signature:
         self._plain = self._rest is None and self._extra is None and not self._only_positional
         self._names = tuple(p.name for p in parameters)
         # Arguments of exactly these types need no conversion to be checked: the common call, three times as fast.
-        self._exact_kinds = _exact_kinds(parameters) if self._plain else None
+        self._exact_kinds = exact_kinds(parameters) if self._plain else None
         self._all_named = self._plain and len(self._required) == len(parameters)
-        kinds = [_carried(label, p.name, p.annotation) for p in parameters]
-        self._reread = any(_contains(kind, _SHALLOW) for kind in kinds)
-        self._struct = _struct(label, parameters)
-        self._result_type = returns if _can_carry(returns) else Any
+        kinds = [carried(label, p.name, p.annotation) for p in parameters]
+        self._reread = any(contains(kind, SHALLOW) for kind in kinds)
+        self._struct = struct_of(label, parameters)
+        self._result_type = returns if can_carry(returns) else Any
 
     @classmethod
     def of(
@@ -116,20 +102,20 @@ class Signature:
             ConfigurationError: an annotation cannot be resolved or stored; the message names the parameter.
         """
         label = getattr(function, "__qualname__", None) or type(function).__qualname__
-        hints = _hints(function, label)
-        stored: list[_Parameter] = []
+        hints = resolved_hints(function, label)
+        stored: list[Parameter] = []
         injected: dict[str, type] = {}
         left_out: list[inspect.Parameter] = []
         found = tuple(inspect.signature(function).parameters.values())
         for parameter in found:
-            wanted = _context_type(hints.get(parameter.name), context_types)
+            wanted = context_type(hints.get(parameter.name), context_types)
             if wanted is None and parameter.name not in skip:
-                stored.append(_stored(parameter, hints.get(parameter.name, Any)))
+                stored.append(as_stored(parameter, hints.get(parameter.name, Any)))
                 continue
             left_out.append(parameter)
             if wanted is not None:
                 injected[parameter.name] = wanted
-        _check_left_out(label, left_out, found)
+        check_left_out(label, left_out, found)
         return cls(label, stored, injected, hints.get("return", Any))
 
     def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
@@ -193,7 +179,7 @@ class Signature:
         values = msgspec.structs.astuple(found)
         if not self._plain:
             return self._fill(values)
-        return [], {n: v for n, v in zip(self._names, values, strict=True) if v is not _UNSET}
+        return [], {n: v for n, v in zip(self._names, values, strict=True) if v is not UNSET}
 
     def check_codec(self, codec: Codec) -> None:
         """Find out at registration whether *codec* can carry these parameters; also warms its cache.
@@ -255,7 +241,7 @@ class Signature:
             return  # the codec refuses it and names the path
         except msgspec.ValidationError:
             # msgspec knows str, int and float by exact type only; their subclasses are as good.
-            plain = {key: _exact(value) for key, value in wire.items()}
+            plain = {key: exact(value) for key, value in wire.items()}
             try:
                 self._convert(plain)
             except msgspec.ValidationError as error:
@@ -263,7 +249,7 @@ class Signature:
 
     def _convert(self, value: object) -> object:
         return msgspec.convert(
-            value, self._struct, strict=True, from_attributes=True, dec_hook=from_plain, builtin_types=_NATIVE
+            value, self._struct, strict=True, from_attributes=True, dec_hook=from_plain, builtin_types=NATIVE
         )
 
     def _read(self, codec: Codec, data: bytes) -> msgspec.Struct:
@@ -277,19 +263,19 @@ class Signature:
 
     def _fill(self, values: tuple[object, ...]) -> Arguments:
         given = dict(zip(self._parameters, values, strict=False))
-        rest = given.get(self._rest, _UNSET) if self._rest else _UNSET
+        rest = given.get(self._rest, UNSET) if self._rest else UNSET
         args: list[object] = []
         kwargs: dict[str, object] = {}
         for parameter in self._parameters:
-            value = given.get(parameter, _UNSET)
-            by_position = parameter.name in self._only_positional or (rest and parameter.kind in _BINDABLE)
+            value = given.get(parameter, UNSET)
+            by_position = parameter.name in self._only_positional or (rest and parameter.kind in BINDABLE)
             if by_position:
-                args.append(parameter.default if value is _UNSET else value)
-            elif value is not _UNSET and parameter.key == parameter.name:
+                args.append(parameter.default if value is UNSET else value)
+            elif value is not UNSET and parameter.key == parameter.name:
                 kwargs[parameter.name] = value
         if isinstance(rest, list | tuple):
             args.extend(rest)
-        extra = given.get(self._extra, _UNSET) if self._extra else _UNSET
+        extra = given.get(self._extra, UNSET) if self._extra else UNSET
         if isinstance(extra, dict):
             self._add_extra(kwargs, extra)
         return args, kwargs
@@ -307,107 +293,3 @@ class Signature:
 
     def _misfit(self, what: str) -> SignatureMismatch:
         return SignatureMismatch(f"{self.label}() {what}")
-
-
-def _exact_kinds(parameters: list[_Parameter]) -> tuple[type, ...] | None:
-    kinds = tuple(p.annotation for p in parameters if isinstance(p.annotation, type))
-    simple = len(kinds) == len(parameters) and all(kind in (str, int, float, bool) for kind in kinds)
-    by_place = all(p.kind in _BINDABLE for p in parameters)
-    return kinds if simple and by_place else None
-
-
-def _hints(function: Callable[..., object], label: str) -> dict[str, object]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except Exception as error:
-        raise ConfigurationError(
-            f"The annotations of {label}() cannot be resolved: {error}. "
-            "Import the names at module level, not under TYPE_CHECKING or inside a function"
-        ) from error
-
-
-def _context_type(annotation: object, context_types: tuple[type, ...]) -> type | None:
-    is_union = typing.get_origin(annotation) in (typing.Union, UnionType)
-    choices = typing.get_args(annotation) if is_union else (annotation,)
-    return next((choice for choice in choices if isinstance(choice, type) and choice in context_types), None)
-
-
-def _stored(parameter: inspect.Parameter, annotation: object) -> _Parameter:
-    key, name = parameter.name, parameter.name
-    if parameter.kind is parameter.kind.VAR_POSITIONAL:
-        key, annotation = f"*{name}", list[annotation]  # type: ignore[valid-type]
-    elif parameter.kind is parameter.kind.VAR_KEYWORD:
-        key, annotation = f"**{name}", dict[str, annotation]  # type: ignore[valid-type]
-    return _Parameter(name, key, parameter.kind, annotation, parameter.default)
-
-
-def _check_left_out(
-    label: str, left_out: list[inspect.Parameter], found: tuple[inspect.Parameter, ...]
-) -> None:
-    has_rest = any(p.kind is p.kind.VAR_POSITIONAL for p in found)
-    for parameter in left_out:
-        if parameter.kind is parameter.kind.POSITIONAL_ONLY or (has_rest and parameter.kind in _BINDABLE):
-            raise ConfigurationError(
-                f"{label}(): parameter {parameter.name!r} is passed by keyword, so make it keyword-only"
-            )
-
-
-def _struct(label: str, parameters: list[_Parameter]) -> type[msgspec.Struct]:
-    fields: list[Any] = []
-    rename: dict[str, str] = {}
-    for index, parameter in enumerate(parameters):
-        # Own field names: a parameter may be called anything, such as __post_init__.
-        rename[f"p{index}"] = parameter.key
-        tail = () if parameter.required else (_UNSET,)
-        fields.append((f"p{index}", parameter.annotation, *tail))
-    return msgspec.defstruct("Arguments", fields, rename=rename, forbid_unknown_fields=True, kw_only=True)
-
-
-def _carried(label: str, name: str, annotation: object) -> msgspec.inspect.Type:
-    try:
-        kind = msgspec.inspect.type_info(annotation)
-    except Exception as error:
-        raise ConfigurationError(f"{label}(): parameter {name!r} cannot be stored: {error}") from error
-    refused = _contains(kind, _REFUSED, allow=is_pydantic_model)
-    if refused is None:
-        return kind
-    what = getattr(refused, "cls", None) or type(refused).__name__
-    raise ConfigurationError(
-        f"{label}(): parameter {name!r} cannot be stored: {what!r} cannot be rebuilt from data. "
-        "Use a dataclass, a pydantic model or a standard type"
-    )
-
-
-def _can_carry(annotation: object) -> bool:
-    try:
-        _carried("", "return", annotation)
-    except ConfigurationError:
-        return False
-    return True
-
-
-def _contains(
-    kind: msgspec.inspect.Type,
-    wanted: tuple[type, ...],
-    allow: Callable[[object], bool] = lambda _: False,
-) -> object | None:
-    """Return the first part of *kind* that is one of *wanted*; types may refer to themselves."""
-    seen: set[int] = set()
-    todo: list[object] = [kind]
-    while todo:
-        part = todo.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, wanted) and not allow(getattr(part, "cls", None)):
-            return part
-        if isinstance(part, tuple):
-            todo.extend(part)
-        elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
-            todo.extend(getattr(part, name) for name in part.__struct_fields__)
-    return None
-
-
-def _exact(value: object) -> object:
-    is_exact = isinstance(value, bool) or not isinstance(value, str | int | float)
-    return value if is_exact else to_plain(value)

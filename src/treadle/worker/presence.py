@@ -100,7 +100,9 @@ class Presence:
     def leave(self) -> None:
         """Deregister and let the slot go; what is still held is taken back at once."""
         try:
-            self.store.submit(partial(workers.leave, slot=self.slot, epoch=self.epoch)).result(10)
+            begun = roll_of(self.store)(self.epoch)
+            leave = partial(workers.leave, slot=self.slot, epoch=self.epoch, begun=begun)
+            self.store.submit(leave).result(10)
             self.roll.close()
         finally:
             self.abandon()

@@ -88,6 +88,7 @@ class Worker:
         """Why the worker ended by itself, None while all is well."""
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._halting = False
         self._thread: threading.Thread | None = None
 
     # Life ---------------------------------------------------------------------------------------
@@ -124,6 +125,16 @@ class Worker:
         """Stop claiming, let running attempts end within *grace* seconds, return the rest unspent, deregister."""
         if not self._started or not self._tasks or self._ended.is_set():
             return
+        if self._halting:
+            await self._ended.wait()
+            return
+        self._halting = True
+        try:
+            await self._halt(grace)
+        finally:
+            self._ended.set()
+
+    async def _halt(self, grace: float | None) -> None:
         settling, notes, claiming = self._tasks
         claiming.cancel()
         notes.cancel()
@@ -139,7 +150,6 @@ class Worker:
         self._claimer.close()
         await asyncio.to_thread(self._upkeep.stop)
         await asyncio.to_thread(self._presence.abandon if self.failure else self._presence.leave)
-        self._ended.set()
         log.info("Worker %s stopped.", self.name)
 
     async def ended(self) -> None:

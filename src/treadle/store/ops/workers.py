@@ -152,9 +152,12 @@ def register(
     return rescued
 
 
-def leave(session: Session, slot: int, epoch: int) -> None:
-    """Remove a worker that stops in good order; anything it still holds is rescued at once."""
-    rescue(session, epoch, f"slot {slot}", "its worker stopped without settling it")
+def leave(session: Session, slot: int, epoch: int, begun: Sequence[int] | None = None) -> None:
+    """Remove a worker that stops in good order; anything it still holds is rescued at once.
+
+    A claim or a release that the stop cut short leaves leases nobody runs: those not in *begun* are not charged.
+    """
+    rescue(session, epoch, f"slot {slot}", "its worker stopped without settling it", begun=begun)
     session.change(LEAVE, {"slot": slot, "epoch": epoch})
 
 

@@ -1,0 +1,53 @@
+"""Stores for the tests: one set of tests, every kind of database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import treadle
+from store.making import START
+from treadle.clock import HeldClock
+from treadle.store.store import Store, StoreOptions
+
+
+@pytest.fixture(autouse=True)
+def _children_find_treadle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes import the Treadle under test, installed or not."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(treadle.__file__).parents[1]))
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    """A clock that stands still."""
+    return HeldClock(START)
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new store of each kind."""
+    return f"sqlite:///{tmp_path / 'jobs.db'}" if request.param == "file" else "memory://"
+
+
+@pytest.fixture
+def store(url: str, clock: HeldClock) -> Iterator[Store]:
+    """An empty store of each kind."""
+    opened = Store(url, StoreOptions(durability="normal"), clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a database file may be made."""
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def file_store(path: Path, clock: HeldClock) -> Iterator[Store]:
+    """An empty store on a file, impatient with locks."""
+    opened = Store(f"sqlite:///{path}", StoreOptions(durability="normal", lock_timeout=0.4), clock)
+    yield opened
+    opened.close(timeout=5)

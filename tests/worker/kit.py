@@ -1,0 +1,104 @@
+"""What the tests of the app and the worker share: fixtures, patience, and a place for signals between threads."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treadle import HeldClock, JobFilter, JobRecord, Treadle
+
+PATIENCE = 30.0
+"""Seconds after which a test gives up on something that must happen; no test measures time."""
+SOURCE = str(Path(__file__).parents[2] / "src")
+LOOKS = int(PATIENCE / 0.005)
+
+
+@pytest.fixture
+def app() -> Iterator[Treadle]:
+    """A private store that is gone after the test."""
+    with Treadle("memory://") as made:
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database of a test lies."""
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def file_app(path: Path) -> Iterator[Treadle]:
+    """A store in a real file."""
+    with open_app(path) as made:
+        yield made
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    """A clock that the test moves."""
+    return HeldClock()
+
+
+@pytest.fixture
+def held_app(clock: HeldClock) -> Iterator[Treadle]:
+    """A private store whose time the test moves."""
+    with Treadle("memory://", clock=clock) as made:
+        yield made
+
+
+def open_app(path: Path, **given: Any) -> Treadle:
+    """A Treadle on the file *path*."""
+    return Treadle(f"sqlite:///{path}", **given)
+
+
+def eventually(truth: Callable[[], object]) -> None:
+    """Wait until *truth* holds."""
+    pause = threading.Event()
+    for _ in range(LOOKS):
+        if truth():
+            return
+        pause.wait(0.005)
+    raise AssertionError("it never came true")
+
+
+async def aeventually(truth: Callable[[], object]) -> None:
+    """The same on an event loop."""
+    for _ in range(LOOKS):
+        if truth():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came true")
+
+
+def heard(event: threading.Event) -> None:
+    """Wait for a thread's signal."""
+    assert event.wait(PATIENCE), "the signal never came"
+
+
+async def aheard(event: asyncio.Event) -> None:
+    """Wait for a coroutine's signal."""
+    async with asyncio.timeout(PATIENCE):
+        await event.wait()
+
+
+def every_job(app: Treadle) -> list[JobRecord]:
+    """All jobs, oldest first; a test has at most 500."""
+    return list(reversed(app.find(JobFilter(), size=500).jobs))
+
+
+def states(app: Treadle) -> list[str]:
+    """The states of all jobs, oldest first."""
+    return [str(job.state) for job in every_job(app)]
+
+
+def change(path: Path, sql: str, *values: object) -> None:
+    """Change the file as a person at the sqlite3 prompt would."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)) as connection:
+        connection.execute(sql, values)
