@@ -20,12 +20,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "src")]
 
-from faults.helpers import eventually, outsider, process  # noqa: E402
+from faults.helpers import eventually, process  # noqa: E402
 from faults.stage import Stage, build  # noqa: E402
 from treadle import JobState  # noqa: E402
 from treadle.errors import StoreBusy, StoreFull, TreadleError  # noqa: E402
 
 PAUSE = 60.0
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+connection.execute("ROLLBACK")
+"""
 
 
 def crowd(folder: Path) -> None:
@@ -51,13 +59,16 @@ def locked(folder: Path) -> None:
     with process("faults.stage", "worker", folder, "patient", log=folder / "log"):
         waiting = stage.wait.enqueue(name="go")
         eventually(lambda: stage.starts(waiting.id), "the job has begun")
-        with outsider(stage.app.store.path) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            (folder / "go").touch()
-            told = refused(stage, StoreBusy)
-            threading.Event().wait(PAUSE)
-            connection.execute("ROLLBACK")
-        assert "lock_timeout" in told, told
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(stage.app.store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        (folder / "go").touch()
+        told = refused(stage, StoreBusy)
+        threading.Event().wait(PAUSE)
+        holder.communicate(b"\n")
+        assert f"pid {holder.pid}" in told, told
         assert isinstance(waiting.result(60), int)
         assert stage.quick.enqueue(number=7).result(60) == 7
     assert waiting.record().attempt == 1
@@ -169,9 +180,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=f"treadle-{name}-", ignore_cleanup_errors=True) as folder:
             try:
                 SIEGES[name](Path(folder))
-            except AssertionError as error:
+            except (AssertionError, TreadleError) as error:
                 failed += 1
-                print(f"{name}: FAILED: {error}")
+                print(f"{name}: FAILED: {error!r}")
                 continue
         print(f"{name}: held, {time.monotonic() - began:.0f} s", flush=True)
     return 1 if failed else 0
