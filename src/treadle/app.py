@@ -6,38 +6,31 @@ import asyncio
 import threading
 import warnings
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Future
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
-from treadle import defaults, producing, results
+from treadle import defaults, producing
 from treadle.clock import Clock, SystemClock
-from treadle.declare import Policy, define
-from treadle.errors import ConfigurationError, JobNotFound, StoreClosed
+from treadle.declare import Declare, Policy
+from treadle.errors import ConfigurationError, StoreClosed
 from treadle.model.codec import Codec, CodecRegistry
-from treadle.model.definition import TaskDefinition
-from treadle.model.job import JobFilter, JobRecord, JobState, NewJob, Options, Page, WorkerRecord
+from treadle.model.job import NewJob, Options
+from treadle.reading import Reading
 from treadle.settings import Settings, load
 from treadle.store import backup
-from treadle.store.ops import find, meta
-from treadle.store.roster import roster
-from treadle.store.session import Session
+from treadle.store.ops import meta
 from treadle.store.store import Store, StoreOptions
-from treadle.tasks import Job, Remote, Task, check_name, on_event_loop
+from treadle.tasks import AsyncTask, Remote, Task, check_name, on_event_loop
 from treadle.worker.registry import Registry
 from treadle.worker.worker import Worker, WorkerOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
-Ids = Sequence[int | Job[Any]]
-ANY = JobFilter()
 
 
-class Treadle:
+class Treadle(Reading):
     """One application's tasks and the store they are kept in. Making one opens nothing.
 
     Args:
@@ -91,7 +84,7 @@ class Treadle:
     # Declaring
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
@@ -108,10 +101,14 @@ class Treadle:
             ConfigurationError: an option or an annotation cannot be used.
             DuplicateTask: the name is taken.
         """
-        return Declare(self, policy) if function is None else Declare(self, policy)(function)
+        declare = Declare(self, self.registry, self.codecs, self._codec.name, policy)
+        return declare if function is None else declare(function)
 
     def queue(self, name: str, *, max_length: int | None, when_full: str = "refuse") -> None:
-        """Cap a queue: beyond *max_length* ready jobs enqueue is refused, or waits with ``when_full="wait"``."""
+        """Cap a queue: beyond *max_length* ready jobs enqueue is refused, or waits with ``when_full="wait"``.
+
+        It waits for ``lock_timeout`` seconds at most and then raises QueueFull.
+        """
         if when_full not in ("refuse", "wait"):
             raise ConfigurationError(f"when_full={when_full!r} must be 'refuse' or 'wait'.")
         self._caps[check_name("queue", name, 100)] = (max_length, when_full)
@@ -140,64 +137,6 @@ class Treadle:
     ) -> Sequence[int]:
         """The same from async code; *jobs* may be an async iterable."""
         return await producing.ainsert_many(await self.aopen(), jobs, chunk)
-
-    # Reading
-
-    def get(self, job_id: int) -> JobRecord:
-        """One job with its progress and attempts.
-
-        Raises:
-            JobNotFound: there is none.
-        """
-        return self.store.read(partial(_get, job_id))
-
-    async def aget(self, job_id: int) -> JobRecord:
-        """The same from async code."""
-        return await self._aread(partial(_get, job_id))
-
-    def find(self, which: JobFilter = ANY, *, before: int | None = None, size: int = 50) -> Page:
-        """One page of jobs, newest first; pass ``page.next`` as *before* for the following one."""
-        return self.store.read(partial(find.find, which=which, before=before, most=size))
-
-    async def afind(self, which: JobFilter = ANY, *, before: int | None = None, size: int = 50) -> Page:
-        """The same from async code."""
-        return await self._aread(partial(find.find, which=which, before=before, most=size))
-
-    def counts(self) -> dict[str, dict[JobState, int]]:
-        """How many jobs each queue has in each state."""
-        return self.store.read(find.counts)
-
-    async def acounts(self) -> dict[str, dict[JobState, int]]:
-        """The same from async code."""
-        return await self._aread(find.counts)
-
-    def queues(self) -> dict[str, tuple[int | None, str]]:
-        """Declared queues: name to (cap, what happens when full)."""
-        return self.store.read(find.queues)
-
-    def workers(self) -> tuple[WorkerRecord, ...]:
-        """Registered workers; *alive* is read from their locks."""
-        return self.store.read(partial(roster, self.store))
-
-    async def aworkers(self) -> tuple[WorkerRecord, ...]:
-        """The same from async code."""
-        return await self._aread(partial(roster, self.store))
-
-    def next_due(self) -> datetime | None:
-        """When the next scheduled job is due, None when nothing is scheduled."""
-        return self.store.read(find.next_due)
-
-    def wait(self, jobs: Ids, timeout: float | None = None) -> dict[int, JobState]:
-        """Wait until every one of *jobs* has ended; pruned ones are left out of the answer.
-
-        Raises:
-            ResultTimeout: they did not all end in time.
-        """
-        return results.wait_for(self.store, partial(results.all_ended, _ids(jobs)), timeout)
-
-    async def await_(self, jobs: Ids, timeout: float | None = None) -> dict[int, JobState]:
-        """The same from async code."""
-        return await results.await_for(await self.aopen(), partial(results.all_ended, _ids(jobs)), timeout)
 
     # Working
 
@@ -228,8 +167,7 @@ class Treadle:
 
     async def aopen(self) -> Store:
         """The store, opened on another thread so that the event loop goes on."""
-        store = self._store
-        return store if store is not None else await asyncio.to_thread(self._opened)
+        return self._opened() if self._store is not None else await asyncio.to_thread(self._opened)
 
     def close(self) -> None:
         """Finish what is queued and close the store; safe to call twice. Stop workers first."""
@@ -257,19 +195,8 @@ class Treadle:
 
     async def store_soon(self, job: NewJob) -> int:
         """Store one job from async code and return its id."""
-        return (await producing.ainsert(self._store or await self.aopen(), (job,)))[0]
-
-    def result(self, job_id: int, task: TaskDefinition | None = None, timeout: float | None = None) -> Any:
-        """Wait for a job's end and return its result; see :meth:`treadle.tasks.Job.result`."""
-        ending = results.ending(self.store, job_id, timeout)
-        return results.value_of(job_id, ending, task, self.codecs)
-
-    async def aresult(  # the sync name with an a
-        self, job_id: int, task: TaskDefinition | None = None, timeout: float | None = None
-    ) -> Any:
-        """The same from async code."""
-        ending = await results.aending(await self.aopen(), job_id, timeout)
-        return results.value_of(job_id, ending, task, self.codecs)
+        store = self._opened() if self._store is not None else await self.aopen()
+        return (await producing.ainsert(store, (job,)))[0]
 
     def _opened(self) -> Store:
         store = self._store
@@ -281,10 +208,6 @@ class Treadle:
             opened = self._store or self._open()
             self._store = opened
             return opened
-
-    async def _aread(self, operation: Callable[[Session], T]) -> T:
-        future: Future[T] = (await self.aopen()).submit_read(operation)
-        return await asyncio.wrap_future(future)
 
     def _open(self) -> Store:
         settings = self.settings
@@ -314,34 +237,3 @@ class Treadle:
                 RuntimeWarning,
                 stacklevel=stacklevel,
             )
-
-
-class Declare:
-    """What ``@app.task(...)`` returns: a decorator that keeps the function's types."""
-
-    def __init__(self, app: Treadle, policy: Policy) -> None:
-        self._app = app
-        self._policy = policy
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-    def __call__(self, function: Callable[..., Any], /) -> Task[..., Any]:
-        """Register *function*."""
-        codec = self._app.codecs.get(self._policy.get("codec", self._app._codec.name))
-        definition, options = define(function, self._policy, codec)
-        self._app.registry.add(definition)
-        return Task(self._app, definition, options)
-
-
-def _get(job_id: int, session: Session) -> JobRecord:
-    found = find.get(session, job_id)
-    if found is None:
-        raise JobNotFound(f"There is no job {job_id}; it was never stored, or it was pruned.")
-    return found
-
-
-def _ids(jobs: Ids) -> list[int]:
-    return [job.id if isinstance(job, Job) else job for job in jobs]

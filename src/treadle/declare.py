@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypedDict, TypeVar, overload
 
 from treadle import defaults
 from treadle.clock import to_duration
 from treadle.errors import ConfigurationError
-from treadle.model.codec import Codec
+from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import Options
+from treadle.model.parameters import body_of
 from treadle.model.retry import Retry
 from treadle.model.signature import Signature
-from treadle.tasks import Task, check_name, check_priority
+from treadle.tasks import AsyncTask, Host, Task, as_retry, check_name, check_priority
 from treadle.worker.context import JobContext
+from treadle.worker.registry import Registry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+STARTED: Final = ("__main__", "__mp_main__")
+"""What the module a program was started with is called while it runs; the second one by multiprocessing."""
 
 
 class Policy(TypedDict, total=False):
@@ -36,6 +45,32 @@ class Policy(TypedDict, total=False):
     result_cap: int
 
 
+class Declare:
+    """What ``@app.task(...)`` returns: a decorator that keeps the function's types."""
+
+    def __init__(
+        self, host: Host, registry: Registry, codecs: CodecRegistry, codec: str, policy: Policy
+    ) -> None:
+        self._host = host
+        self._registry = registry
+        self._codecs = codecs
+        self._codec = codec
+        self._policy = policy
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    def __call__(self, function: Callable[..., Any], /) -> Task[..., Any]:
+        """Register *function*."""
+        codec = self._codecs.get(self._policy.get("codec", self._codec))
+        definition, options = define(function, self._policy, codec)
+        self._registry.add(definition)
+        kind = AsyncTask if definition.is_async else Task
+        return kind(self._host, definition, options)
+
+
 def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[TaskDefinition, Options]:
     """Check *policy* and read the signature of *function*.
 
@@ -48,22 +83,23 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
         raise ConfigurationError(f"@app.task does not know {', '.join(sorted(unknown))}; it knows {known}.")
     if isinstance(function, Task):
         function = function.definition.function
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    body = body_of(function)
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         raise ConfigurationError(f"{function!r} is a generator: calling it runs nothing, so it cannot be a task.")
     name = check_name("name", policy.get("name") or task_name(function), 200)
     signature = Signature.of(function, context_types=(JobContext,))
     signature.check_codec(codec)
-    timeout = policy.get("timeout")
+    retry, timeout = policy.get("retry"), policy.get("timeout")
     definition = TaskDefinition(
         name=name,
         aliases=tuple(check_name("alias", alias, 200) for alias in policy.get("aliases", ())),
         function=function,
         signature=signature,
         codec=codec,
-        retry=_retry(policy.get("retry")),
+        retry=Retry() if retry is None else as_retry(retry),
         timeout=None if timeout is None else _positive(timeout),
         result_cap=policy.get("result_cap", defaults.RESULT_CAP),
-        is_async=inspect.iscoroutinefunction(function),
+        is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(body),
     )
     options = Options(
         task=name,
@@ -77,6 +113,9 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
 def task_name(function: Callable[..., Any]) -> str:
     """The name a function's jobs are stored under unless ``name=`` says otherwise.
 
+    A module that is run as a script counts under the name others import it by, so that ``python shop.py`` and
+    ``treadle worker shop:app`` agree.
+
     Raises:
         ConfigurationError: the function has no stable name.
     """
@@ -84,13 +123,16 @@ def task_name(function: Callable[..., Any]) -> str:
     module = getattr(function, "__module__", "")
     if not qualified or "<lambda>" in qualified:
         raise ConfigurationError(f"{function!r} has no name to store jobs under; pass name=.")
-    return f"{module}.{qualified}".replace("<locals>.", "")
+    return f"{_imported_name(module)}.{qualified}".replace("<locals>.", "")
 
 
-def _retry(given: Retry | int | None) -> Retry:
-    if isinstance(given, Retry):
-        return given
-    return Retry() if given is None else Retry(given)
+def _imported_name(module: str) -> str:
+    """The name *module* is imported by; another one than its ``__name__`` when the program was started with it."""
+    started = sys.modules.get(module) if module in STARTED else None
+    spec, file = getattr(started, "__spec__", None), getattr(started, "__file__", None)
+    if spec is not None:
+        return str(spec.name)
+    return Path(file).stem if file else module
 
 
 def _positive(timeout: timedelta | float) -> int:

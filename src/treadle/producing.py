@@ -17,7 +17,11 @@ LARGEST_CHUNK: Final = 1_000_000_000
 
 
 def insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
-    """Store *jobs* in one transaction; waits for room in a queue declared ``when_full="wait"``."""
+    """Store *jobs* in one transaction; waits for room in a queue declared ``when_full="wait"``.
+
+    Raises:
+        QueueFull: there was no room, or none within ``lock_timeout``. Nothing was stored.
+    """
     try:
         return store.insert(jobs)
     except QueueFull as error:
@@ -32,13 +36,15 @@ def insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
 
 async def ainsert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
     """The same from async code."""
+    began = store.clock.monotonic()
     while True:
         try:
             return await store.ainsert(jobs)
         except QueueFull as error:
             if not error.wait:
                 raise
-        await asyncio.sleep(ROOM_POLL)
+            left = _left(store, began, error)
+        await asyncio.sleep(left)
 
 
 def insert_many(store: Store, jobs: Iterable[NewJob], chunk: int | None) -> Sequence[int]:
@@ -64,11 +70,21 @@ async def ainsert_many(
 
 
 def _insert_when_room(store: Store, jobs: Sequence[NewJob], bell: Bell) -> Sequence[int]:
+    began = store.clock.monotonic()
     while True:
         try:
             return store.insert(jobs)
-        except QueueFull:
-            bell.wait(ROOM_POLL)
+        except QueueFull as error:
+            bell.wait(_left(store, began, error))
+
+
+def _left(store: Store, began: float, error: QueueFull) -> float:
+    """How long to wait before the next look; raises QueueFull when the patience is at its end."""
+    limit = store.options.lock_timeout
+    left = began + limit - store.clock.monotonic()
+    if left <= 0:
+        raise QueueFull(f"{error} Waited {limit:g} s (lock_timeout) for room.", wait=True) from None
+    return min(ROOM_POLL, left)
 
 
 def _check_chunk(chunk: int | None) -> None:

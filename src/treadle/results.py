@@ -14,13 +14,13 @@ from treadle.host.bells import Bell
 from treadle.model.codec import CodecRegistry
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import JobState
+from treadle.model.outcome import why_not_stored
 from treadle.store.ops import find
 from treadle.store.session import Session
 from treadle.store.store import Store
 
 T = TypeVar("T")
 LOOK_EVERY: Final = 0.5
-NOT_STORED: Final = "result not stored"
 
 
 def wait_for(store: Store, look: Callable[[Session], T | None], timeout: float | None) -> T:
@@ -114,8 +114,9 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
     if ending.state is not JobState.SUCCEEDED:
         told = dict.fromkeys(text for text in (ending.reason, ending.message) if text)
         raise JobFailed(f"Job {job_id} {ending.state}: {'; '.join(told) or 'no reason was given'}")
-    if ending.reason is not None and ending.reason.startswith(NOT_STORED):
-        raise ResultNotStored(ending.reason)
+    missing = why_not_stored(ending.reason)
+    if missing is not None:
+        raise ResultNotStored(*missing)
     if ending.data is None or ending.codec is None:
         return None
     codec = codecs.get(ending.codec)
@@ -126,7 +127,11 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
 
 @contextmanager
 def _bell(store: Store) -> Iterator[Bell]:
-    bell = Bell(store.waiters_path())
+    try:
+        bell = Bell(store.waiters_path())
+    except FileNotFoundError:
+        store.read(find.next_due)  # the folder of a memory:// store goes with it: say that it is closed
+        raise
     try:
         yield bell
     finally:

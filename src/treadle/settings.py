@@ -6,8 +6,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +16,9 @@ from treadle import defaults
 from treadle.errors import ConfigurationError
 
 PREFIX = "TREADLE_"
+OTHERS: Final = ("TREADLE_TEST_", "TREADLE_LOG")
+"""How variables begin that are none of these settings, however much they look like one."""
+ALIKE: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,8 @@ def load(given: Settings, environ: Mapping[str, str] | None = None, folder: Path
         folder: where pyproject.toml lies; by default the current folder.
 
     Raises:
-        ConfigurationError: a setting is unknown or of the wrong kind; the message says where.
+        ConfigurationError: a setting is unknown or of the wrong kind, or a variable looks like a misspelt one;
+            the message says where.
     """
     found = _convert("pyproject.toml, [tool.treadle]", _from_file(folder or Path.cwd()))
     env = _convert("the environment", _from_environment(os.environ if environ is None else environ))
@@ -77,12 +82,18 @@ def _from_file(folder: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    known = {item.name for item in fields(Settings)}
+    known = [item.name for item in fields(Settings)]
     found: dict[str, Any] = {}
     for name, value in environ.items():
+        if not value or not name.startswith(PREFIX) or name.startswith(OTHERS):
+            continue
         key = name.removeprefix(PREFIX).lower()
-        if name.startswith(PREFIX) and key in known and value:
+        if key in known:
             found[key] = value.split(",") if key == "queues" else value
+        elif meant := get_close_matches(key, known, n=1, cutoff=ALIKE):
+            raise ConfigurationError(
+                f"The environment sets {name}, which is no setting; did you mean {PREFIX}{meant[0].upper()}?"
+            )
     return found
 
 

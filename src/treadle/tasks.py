@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
+from inspect import isroutine
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from treadle import defaults
@@ -157,7 +158,8 @@ class Task(Bound[P, R]):
 
     def __init__(self, host: Host, definition: TaskDefinition, options: Options) -> None:
         super().__init__(host, definition, options)
-        update_wrapper(self, definition.function)
+        # Attributes of a function come along; those of an object would replace the task's own.
+        update_wrapper(self, definition.function, updated=("__dict__",) if isroutine(definition.function) else ())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function itself, here and now."""
@@ -183,7 +185,7 @@ class Task(Bound[P, R]):
         run_at: datetime | None = None,
         priority: int | None = None,
         queue: str | None = None,
-        retry: Retry | None = None,
+        retry: Retry | int | None = None,
         meta: Mapping[str, object] | None = None,
         tags: Sequence[str] = (),
         connection: object | None = None,
@@ -195,7 +197,7 @@ class Task(Bound[P, R]):
             run_at: aware datetime before which it may not run.
             priority: -100 to 100, higher first.
             queue: name of another queue.
-            retry: another retry policy; the task's exception rules stay.
+            retry: another retry policy, or a number of retries; the task's exception rules stay.
             meta: small JSON object stored with the job.
             tags: words to find jobs by.
             connection: an open ``sqlite3.Connection`` with a transaction begun: the job is stored in it.
@@ -211,10 +213,18 @@ class Task(Bound[P, R]):
             priority=self._options.priority if priority is None else check_priority(priority),
             delay=0 if delay is None else _delay(delay),
             due_at=None if run_at is None else _moment(run_at),
-            extra=encode_extra(retry, meta),
+            extra=encode_extra(None if retry is None else as_retry(retry), meta),
             tags=_tags(tags),
         )
         return Bound(self._host, self._definition, options, connection)
+
+
+class AsyncTask(Task[P, R]):
+    """A registered coroutine function: calling it gives a coroutine, its jobs give what that returns."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """Call the coroutine function itself; nothing runs before the coroutine is awaited."""
+        return cast("Coroutine[Any, Any, R]", self._definition.function(*args, **kwargs))
 
 
 class Remote:
@@ -241,6 +251,19 @@ class Remote:
     async def aenqueue(self, **arguments: object) -> Job[Any]:
         """The same from async code."""
         return Job(await self._host.store_soon(self.job(**arguments)), self._options.task, self._host)
+
+
+def as_retry(given: Retry | int) -> Retry:
+    """A retry policy from one, or from a number of retries: the default policy with that number.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    Example:
+        >>> as_retry(3) == Retry(3)
+        True
+    """
+    return given if isinstance(given, Retry) else Retry(given)
 
 
 def check_priority(value: int) -> int:

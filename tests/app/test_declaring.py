@@ -336,3 +336,33 @@ def test_a_worker_for_an_unknown_task_is_refused(app: Treadle) -> None:
     app.task(name="double")(twice)
     with pytest.raises(UnknownTask, match=r"'tripple'.*Known: double"), app.worker(tasks=("tripple",)):
         pass
+
+
+def test_an_objects_attributes_stay_its_own(app: Treadle) -> None:
+    """A callable object may have any attributes: they neither replace the task's nor appear on it."""
+    adder = Adder(10)
+    adder._options = adder._host = None  # type: ignore[attr-defined]
+    task = app.task(name="add")(adder)
+    job = task.enqueue(5)
+    with app.worker():
+        assert job.result(timeout=PATIENCE) == 15
+    assert not hasattr(task, "start")
+
+
+def test_arguments_of_any_callable_are_checked(app: Treadle) -> None:
+    """The annotations of an object's __call__ and of what a partial calls are those of the task."""
+    for number, callable_ in enumerate((Adder(1), partial(twice))):
+        with pytest.raises(SignatureMismatch, match=r"(Adder|twice)\(\) does not accept"):
+            app.task(name=f"task {number}")(callable_).enqueue("x")  # type: ignore[arg-type]
+
+
+def test_generators_are_refused_in_any_wrapping(app: Treadle) -> None:
+    """A partial of a generator function and an object whose __call__ is one run nothing either."""
+
+    class Generator:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+
+    for callable_ in (Generator(), partial(Generator())):
+        with pytest.raises(ConfigurationError, match="generator"):
+            app.task(name="call")(callable_)

@@ -3,20 +3,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from treadle import HeldClock, JobFilter, JobState, NewJob, Retry, Treadle
-from treadle.errors import (
-    ConfigurationError,
-    InvalidPayload,
-    PayloadTooLarge,
-    QueueFull,
-    SignatureMismatch,
-    StoreClosed,
-)
+from treadle import HeldClock, JobFilter, JobState, Retry, Treadle
+from treadle.errors import ConfigurationError, InvalidPayload, PayloadTooLarge, SignatureMismatch
 from worker.kit import PATIENCE, every_job, states
 
 
@@ -26,6 +19,12 @@ def note(text: str, times: int = 1) -> str:
 
 def other(number: int) -> int:
     return number
+
+
+@pytest.fixture
+def path_apps(path: object) -> Iterator[tuple[Treadle, Treadle]]:
+    with Treadle(f"sqlite:///{path}") as first, Treadle(f"sqlite:///{path}") as second:
+        yield first, second
 
 
 # --- one job -----------------------------------------------------------------------------------------
@@ -230,6 +229,15 @@ def test_a_retry_of_its_own_keeps_the_tasks_rules(held_app: Treadle) -> None:
     assert never.record().state == JobState.FAILED
 
 
+def test_a_retry_of_its_own_may_be_a_number(app: Treadle) -> None:
+    """using(retry=3) means what @app.task(retry=3) means; nonsense is refused."""
+    task = app.task(other)
+    assert task.using(retry=3).job(1) == task.using(retry=Retry(3)).job(1)
+    assert task.using(retry=0).job(1) != task.job(1)
+    with pytest.raises(ConfigurationError):
+        task.using(retry=-1)
+
+
 def test_higher_priority_runs_first_and_equals_run_in_order(app: Treadle) -> None:
     """Order is priority, then due time, then id."""
     ran: list[int] = []
@@ -242,117 +250,6 @@ def test_higher_priority_runs_first_and_equals_run_in_order(app: Treadle) -> Non
     with app.worker(concurrency=1):
         app.wait(jobs, timeout=PATIENCE)
     assert ran == [2, 4, 0, 3, 1]
-
-
-# --- many --------------------------------------------------------------------------------------------
-
-
-def test_enqueue_many_stores_a_mix_in_order(app: Treadle) -> None:
-    """Jobs of any tasks and options in one call; ids come back in order."""
-    first, second = app.task(note), app.task(other)
-    jobs = [first.job("a"), second.using(queue="slow").job(1), first.job("b"), second.job(2)]
-    ids = app.enqueue_many(jobs)
-    stored = {job.id: (job.queue, job.arguments) for job in every_job(app)}
-    assert [stored[id_] for id_ in ids] == [
-        ("default", b'{"text":"a"}'), ("slow", b'{"number":1}'), ("default", b'{"text":"b"}'),
-        ("default", b'{"number":2}'),
-    ]  # fmt: skip
-
-
-def test_enqueue_many_takes_a_generator(app: Treadle) -> None:
-    """Jobs may be made on the way."""
-    task = app.task(other)
-    assert len(app.enqueue_many(task.job(number) for number in range(5))) == 5
-
-
-def test_enqueue_many_of_nothing_is_nothing(app: Treadle) -> None:
-    """An empty source is no error."""
-    assert list(app.enqueue_many([])) == []
-    assert asyncio.run(app.aenqueue_many([])) == []
-
-
-@pytest.mark.parametrize("chunk", [None, 2, 3, 100])
-def test_enqueue_many_takes_async_sources(app: Treadle, chunk: int | None) -> None:
-    """Jobs may come from an async iterable, in chunks or at once; ids are in order."""
-    task = app.task(other)
-
-    async def source() -> AsyncIterator[NewJob]:
-        for number in range(7):
-            await asyncio.sleep(0)
-            yield task.job(number)
-
-    ids = asyncio.run(app.aenqueue_many(source(), chunk=chunk))
-    stored = {job.id: job.arguments for job in every_job(app)}
-    assert [stored[id_] for id_ in ids] == [b'{"number":%d}' % number for number in range(7)]
-
-
-def test_enqueue_many_takes_plain_sources_from_async_code(app: Treadle) -> None:
-    """The async verb takes a list too."""
-    task = app.task(other)
-    assert len(asyncio.run(app.aenqueue_many([task.job(1), task.job(2)], chunk=1))) == 2
-
-
-def test_one_refused_job_refuses_all(app: Treadle) -> None:
-    """Without chunk=, jobs are stored all or none: one payload that cannot be stored stores nothing."""
-    task = app.task(name="any")(lambda value: value)
-    with pytest.raises(InvalidPayload):
-        app.enqueue_many(task.job(value) for value in (1, 2, float("nan"), 4))
-    assert states(app) == []
-
-
-def test_chunks_before_a_refused_job_stay(app: Treadle) -> None:
-    """With chunk=, each chunk is one transaction: those before the mistake are stored."""
-    task = app.task(name="any")(lambda value: value)
-    with pytest.raises(InvalidPayload):
-        app.enqueue_many((task.job(value) for value in (1, 2, 3, float("nan"))), chunk=2)
-    assert len(states(app)) == 2
-
-
-def test_a_source_that_fails_stores_nothing(app: Treadle) -> None:
-    """An error in the caller's generator reaches the caller and stores nothing."""
-    task = app.task(other)
-
-    def source() -> Iterator[NewJob]:
-        yield task.job(1)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        app.enqueue_many(source())
-    assert states(app) == []
-
-
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_a_chunk_has_at_least_one_job(app: Treadle, chunk: int) -> None:
-    """A chunk of nothing would never end."""
-    with pytest.raises(ConfigurationError, match="chunk"):
-        app.enqueue_many([app.task(other).job(1)], chunk=chunk)
-
-
-# --- queues with a cap -------------------------------------------------------------------------------
-
-
-def test_a_full_queue_refuses(app: Treadle) -> None:
-    """Beyond the cap enqueue is refused, other queues are not."""
-    app.queue("small", max_length=2)
-    task = app.task(other)
-    small = task.using(queue="small")
-    small.enqueue(1)
-    small.enqueue(2)
-    with pytest.raises(QueueFull, match="'small' holds 2"):
-        small.enqueue(3)
-    with pytest.raises(QueueFull):
-        app.enqueue_many([task.job(1), small.job(3)])
-    task.enqueue(4)
-    assert len(states(app)) == 3
-
-
-def test_a_full_queue_can_wait_for_room(app: Treadle) -> None:
-    """With when_full="wait", enqueue goes on as soon as workers made room."""
-    app.queue("small", max_length=1, when_full="wait")
-    small = app.task(other).using(queue="small")
-    with app.worker(concurrency=1):
-        jobs = [small.enqueue(number) for number in range(20)]
-        assert [job.result(timeout=PATIENCE) for job in jobs] == list(range(20))
 
 
 # --- without the code --------------------------------------------------------------------------------
@@ -402,57 +299,3 @@ def test_encoded_arguments_nobody_can_read_hold_the_job(app: Treadle) -> None:
     assert (record.state, record.failures) == (JobState.HELD, 0)
     assert record.reason is not None
     assert record.reason.startswith("undecodable")
-
-
-# --- after close -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def path_apps(path: object) -> Iterator[tuple[Treadle, Treadle]]:
-    with Treadle(f"sqlite:///{path}") as first, Treadle(f"sqlite:///{path}") as second:
-        yield first, second
-
-
-@pytest.mark.parametrize("opened", [True, False])
-def test_a_closed_app_says_so(opened: bool) -> None:
-    """Every verb after close raises StoreClosed, whether the store was ever opened or not."""
-    app = Treadle("memory://")
-    task = app.task(other)
-    job = task.enqueue(1).id if opened else 1
-    app.close()
-    app.close()
-    for verb in (
-        lambda: task.enqueue(1),
-        lambda: app.enqueue_many([task.job(1)]),
-        lambda: app.get(job),
-        app.find,
-        app.counts,
-        lambda: app.result(job, timeout=PATIENCE),
-        lambda: app.wait([job], timeout=PATIENCE),
-        lambda: app.worker().__enter__(),
-    ):
-        with pytest.raises(StoreClosed, match="closed"):
-            verb()
-
-
-@pytest.mark.parametrize("opened", [True, False])
-def test_a_closed_app_says_so_to_async_code(opened: bool) -> None:
-    """The same for the async verbs."""
-    app = Treadle("memory://")
-    task = app.task(other)
-    job = task.enqueue(1).id if opened else 1
-    app.close()
-    for verb in (
-        lambda: task.aenqueue(1),
-        lambda: app.aenqueue_many([task.job(1)]),
-        lambda: app.aget(job),
-        app.acounts,
-        lambda: app.aresult(job, timeout=PATIENCE),
-        lambda: app.await_([job], timeout=PATIENCE),
-    ):
-
-        async def main(verb: object = verb) -> None:
-            await verb()  # type: ignore[operator]
-
-        with pytest.raises(StoreClosed, match="closed"):
-            asyncio.run(main())

@@ -112,6 +112,7 @@ def test_a_result_too_large_does_not_undo_the_work(app: Treadle) -> None:
         job.result(timeout=PATIENCE)
     assert job.record().state == JobState.SUCCEEDED
     assert caught.value.size == 202
+    assert str(caught.value).count("not stored") == 1
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), {"a": "\ud800"}], ids=["object", "NaN", "surrogate"])
@@ -165,17 +166,17 @@ def test_wait_gives_up_in_time(app: Treadle) -> None:
     with pytest.raises(ResultTimeout):
         app.wait([job], timeout=0.01)
     with pytest.raises(ResultTimeout):
-        asyncio.run(app.await_([job], timeout=0.01))
+        asyncio.run(app.await_jobs([job], timeout=0.01))
 
 
 def test_await_waits_on_the_loop(app: Treadle) -> None:
-    """await_() lets a worker on the same loop do the work it waits for."""
+    """await_jobs() lets a worker on the same loop do the work it waits for."""
     task = app.task(adouble)
 
     async def main() -> dict[int, JobState]:
         async with app.worker():
             jobs = [await task.aenqueue(number) for number in range(20)]
-            return await app.await_(jobs, timeout=PATIENCE)
+            return await app.await_jobs(jobs, timeout=PATIENCE)
 
     assert set(asyncio.run(main()).values()) == {JobState.SUCCEEDED}
 

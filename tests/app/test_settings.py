@@ -105,3 +105,22 @@ def test_an_unknown_durability_is_refused() -> None:
     """The message lists what there is."""
     with pytest.raises(ConfigurationError, match="full, normal"):
         _ = Treadle("sqlite:///jobs.db", durability="best").store
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("STROE", "STORE"), ("QUEUE", "QUEUES"), ("LOCK_TIMOUT", "LOCK_TIMEOUT"), ("MAXSIZE", "MAX_SIZE"),
+     ("CONCURENCY", "CONCURRENCY")],
+)  # fmt: skip
+def test_misspelt_variables_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    """A variable that looks like a setting and is none is an error that says which one was meant."""
+    monkeypatch.setenv(f"TREADLE_{name}", "1")
+    with pytest.raises(ConfigurationError, match=f"TREADLE_{name}, .*did you mean TREADLE_{meant}"):
+        _ = Treadle().settings
+
+
+@pytest.mark.parametrize("name", ["TREADLE_HOME_PAGE", "TREADLE_TEST_STROE", "TREADLE_LOG_TIMEOUT", "TREADLER_STORE"])
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A variable that looks like no setting, or belongs to the tests or the log, changes nothing."""
+    monkeypatch.setenv(name, "memory://")
+    assert Treadle().settings.store == "sqlite:///treadle.db"

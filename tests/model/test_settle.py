@@ -21,7 +21,18 @@ from treadle.model.job import (
     NewJob,
     Options,
 )
-from treadle.model.outcome import Aborted, Failed, Held, Outcome, Released, RetryLater, Snoozed, Succeeded
+from treadle.model.outcome import (
+    Aborted,
+    Failed,
+    Held,
+    Outcome,
+    Released,
+    RetryLater,
+    Snoozed,
+    Succeeded,
+    not_stored,
+    why_not_stored,
+)
 from treadle.model.retry import Retry
 from treadle.model.settle import MOVES, Transition, check_move, settle, succeeded
 
@@ -317,3 +328,16 @@ def test_codes_of_outcomes_never_change() -> None:
         "succeeded": 1, "failed": 2, "snoozed": 3, "released": 4, "held": 5, "aborted": 6, "cancelled": 7, "crashed": 8,
     }  # fmt: skip
     assert {code: outcome for outcome, code in OUTCOME_CODES.items()} == OUTCOMES
+
+
+@pytest.mark.parametrize("size", [None, 0, 1234567])
+@pytest.mark.parametrize("why", ["", "two\nlines", "9 (8 bytes): 7", "result not stored: again"])
+def test_why_a_result_is_missing_can_be_read_back(why: str, size: int | None) -> None:
+    """The reason kept with a job gives back the words and the size it was made of."""
+    assert why_not_stored(not_stored(why, size)) == (why, size)
+
+
+@pytest.mark.parametrize("reason", [None, "", "crash cap", "was result not stored: no"])
+def test_other_reasons_say_nothing_about_a_result(reason: str | None) -> None:
+    """Only a reason made for a missing result is read as one."""
+    assert why_not_stored(reason) is None

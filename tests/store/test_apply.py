@@ -23,10 +23,10 @@ from store.making import (
     take,
 )
 from treadle.clock import HeldClock, to_datetime
-from treadle.errors import StoreError
+from treadle.errors import QueueFull, StoreError
 from treadle.model.job import AttemptOutcome, Claimed, JobState
 from treadle.model.settle import Transition
-from treadle.store.ops import find, settle, workers
+from treadle.store.ops import find, meta, settle, workers
 from treadle.store.store import Store
 
 EVERY_BYTE = bytes(range(256))
@@ -156,7 +156,7 @@ def test_a_release_with_history_is_ready_at_once(store: Store) -> None:
     apply(store, moved(claimed, READY, AttemptOutcome.RELEASED, reason="shutdown"))
     found = get(store, claimed.id)
     assert (found.state, found.failures, found.due_at) == (READY, 0, to_datetime(START - 5))
-    assert [each.outcome for each in found.attempts] == [AttemptOutcome.RELEASED]
+    assert [(each.outcome, each.message) for each in found.attempts] == [(AttemptOutcome.RELEASED, "shutdown")]
 
 
 def test_a_release_before_the_start_leaves_no_history(store: Store) -> None:
@@ -222,6 +222,17 @@ def test_follow_up_jobs_of_a_lost_lease_are_not_stored(store: Store) -> None:
     apply(store, failure(first))
     assert apply(store, success(first, follow=(job(),)), success(second, follow=(job(b"x"),))) == [first.lease]
     assert count(store, "treadle_jobs") == 3
+
+
+def test_a_full_queue_does_not_undo_finished_work(store: Store) -> None:
+    """Follow-up jobs are stored past the cap of their queue: the work that asks for them is done."""
+    claimed = one(store)
+    store.run(partial(meta.declare_queue, name="q", max_length=1, when_full="refuse"))
+    assert apply(store, success(claimed, follow=(job(queue="q"),) * 3)) == []
+    assert state(store, claimed.id) is JobState.SUCCEEDED
+    assert count(store, "treadle_jobs") == 4
+    with pytest.raises(QueueFull):
+        put(store, queue="q")
 
 
 def test_follow_up_jobs_are_undone_with_the_outcome(store: Store) -> None:
@@ -313,19 +324,18 @@ def test_lost_leases_do_not_disturb_a_batch(store: Store, every: int) -> None:
     assert count(store, "treadle_results") == sum(each.data is not None for each in kept)
 
 
-@pytest.mark.xfail(strict=True, reason="apply() does not expect a lease twice in one batch")
 def test_the_same_success_twice_in_a_batch_is_stored_once(store: Store) -> None:
     """At most one outcome is accepted, also within a batch."""
     claimed = one(store)
-    apply(store, success(claimed), success(claimed))
-    assert count(store, "treadle_attempts") == 1
+    assert apply(store, success(claimed, data=b"1"), success(claimed, data=b"2", follow=(job(),))) == [claimed.lease]
+    assert (count(store, "treadle_attempts"), count(store, "treadle_jobs")) == (1, 1)
+    assert result(store, claimed.id) == b"1"
 
 
-@pytest.mark.xfail(strict=True, reason="apply() does not expect a lease twice in one batch")
 def test_the_same_failure_twice_in_a_batch_is_stored_once(store: Store) -> None:
     """A failure given twice is one row of history and one failure spent."""
     claimed = one(store)
-    apply(store, failure(claimed), failure(claimed))
+    assert apply(store, failure(claimed), failure(claimed), failure(claimed)) == [claimed.lease]
     assert (count(store, "treadle_attempts"), get(store, claimed.id).failures) == (1, 1)
 
 
@@ -337,6 +347,14 @@ def test_errors_keep_any_text(store: Store, text: str) -> None:
     found = get(store, claimed.id)
     (attempt,) = found.attempts
     assert {attempt.error_type, attempt.message, attempt.traceback, found.reason} == {text}
+
+
+def test_the_first_of_two_outcomes_counts(store: Store) -> None:
+    """Of a failure and a success of one attempt the one that came first is stored; its neighbours are too."""
+    put(store, 2)
+    first, second = take(store)
+    assert apply(store, failure(first), success(second), success(first)) == [first.lease]
+    assert (state(store, first.id), state(store, second.id)) == (JobState.SCHEDULED, JobState.SUCCEEDED)
 
 
 def test_two_outcomes_of_one_lease_in_a_batch_are_one(store: Store) -> None:

@@ -29,6 +29,18 @@ def test_a_job_that_does_not_exist_is_none(store: Store) -> None:
     assert store.read(partial(find.get, job_id=1)) is None
 
 
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, 2**64, 2**70, -(2**63), -(2**63) - 1, -(2**70), 0, -1])
+def test_a_number_no_job_can_have_is_not_found(store: Store, number: int) -> None:
+    """Numbers the database cannot hold are looked for like any other, and found nowhere."""
+    (there,) = put(store)
+    assert store.read(partial(find.get, job_id=number)) is None
+    assert store.read(partial(find.ending, job_id=number)) is None
+    assert store.read(partial(find.attempts, job_id=number)) == ()
+    assert store.read(partial(find.states, ids=[number, there])) == {there: JobState.READY}
+    assert found(store, ids=(number, there)) == [there]
+    assert [each.id for each in page(store, before=number).jobs] == [there] * (number > 0)
+
+
 def test_get_brings_the_latest_attempts_oldest_first(store: Store) -> None:
     """Attempts come in the order in which they ended, with the latest 200 at most."""
     (number,) = put(store)

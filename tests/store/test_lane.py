@@ -12,6 +12,7 @@ import pytest
 
 from store.making import PATIENCE, SHORT, change, count, job, note, notes, put, refuse
 from treadle.errors import StoreBusy, StoreClosed, StoreError
+from treadle.store.replies import LoopReply, deliver
 from treadle.store.session import Session
 from treadle.store.store import Store, StoreOptions
 
@@ -153,6 +154,29 @@ def test_async_callers_store_everything_once(store: Store) -> None:
     assert count(store, "treadle_jobs") == 300
 
 
+def test_a_loop_that_is_gone_does_not_stop_the_lane(store: Store, stopper: Stopper) -> None:
+    """Answers whose event loop was closed meanwhile are dropped; everybody else is served."""
+    loop = asyncio.new_event_loop()
+
+    async def leave() -> None:
+        task = loop.create_task(store.arun(note("nobody waits")))
+        await asyncio.sleep(0)
+        task.add_done_callback(lambda _: None)
+
+    loop.run_until_complete(leave())
+    other = store.submit(note("waits"))
+    reply: LoopReply[str] = loop.run_until_complete(_reply())
+    loop.close()
+    deliver([reply])
+    stopper.go.set()
+    assert other.result(PATIENCE) == "waits"
+    assert notes(store) == ["nobody waits", "waits"]
+
+
+async def _reply() -> LoopReply[str]:
+    return LoopReply()
+
+
 def test_an_async_caller_hears_its_error(store: Store) -> None:
     """Arun raises what the operation raised."""
     with pytest.raises(ValueError, match="refused"):
@@ -207,6 +231,7 @@ def test_after_close_nothing_is_stored(store: Store) -> None:
     uses = [
         lambda: store.run(note("x")),
         lambda: store.submit(note("x")),
+        store.waiters_path,
         lambda: store.read(lambda session: None),
         lambda: store.submit_read(lambda session: None),
         lambda: store.insert([job()]),

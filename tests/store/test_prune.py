@@ -24,6 +24,7 @@ from store.making import (
 from treadle.clock import HeldClock
 from treadle.errors import StoreError
 from treadle.model.job import Claimed, JobState
+from treadle.store.adoption import adopt
 from treadle.store.ops import meta, notes, workers
 from treadle.store.ops.prune import cutoff_by_count, prune
 from treadle.store.store import Store
@@ -50,7 +51,8 @@ def keep(store: Store, newest: int) -> None:
     """Prune succeeded jobs down to the newest *newest*, as upkeep does."""
     cutoff = store.read(partial(cutoff_by_count, state=JobState.SUCCEEDED, keep=newest))
     if cutoff is not None:
-        pruned(store, cutoff)
+        before, below = cutoff
+        store.run(partial(prune, state=JobState.SUCCEEDED, before=before, below=below, most=100))
 
 
 def test_only_older_jobs_are_deleted(store: Store) -> None:
@@ -162,19 +164,25 @@ def test_keeping_none_deletes_all(store: Store) -> None:
 
 
 def test_jobs_that_ended_together_are_kept_by_count(store: Store) -> None:
-    """A batch settled at one moment is not deleted whole because it is larger than the count."""
-    put(store, 10)
+    """Of a batch settled at one moment exactly the count is kept, those with the largest ids."""
+    made = put(store, 10)
     apply(store, *[success(each) for each in take(store)])
     keep(store, 4)
-    assert count(store, "treadle_jobs") >= 4
+    assert left(store) == made[-4:]
 
 
-def test_a_count_is_exceeded_only_by_what_ended_together(store: Store) -> None:
-    """Of two batches larger than the count the older one goes."""
-    for at in (START, START + 1):
-        ended(store, 10, at)
-    keep(store, 4)
-    assert count(store, "treadle_jobs") == 10
+@pytest.mark.parametrize("newest", [0, 1, 4, 10, 13, 20])
+def test_a_count_is_exact_across_batches(store: Store, newest: int) -> None:
+    """What ended last is kept first, whatever its id; within one moment the larger ids."""
+    late, early = ended(store, 10, START + 1), ended(store, 10, START)
+    by_age = early + late
+    keep(store, newest)
+    assert left(store) == sorted(by_age[20 - newest :])
+
+
+def left(store: Store) -> list[int]:
+    """The ids of all jobs, in order."""
+    return [row[0] for row in store.read(lambda session: session.rows("SELECT id FROM treadle_jobs ORDER BY id"))]
 
 
 # --- facts about the file ---------------------------------------------------------------------------
@@ -203,12 +211,30 @@ def test_adopting_clears_the_mark_and_the_workers(store: Store) -> None:
 
 
 def test_adopting_takes_running_jobs_back(store: Store) -> None:
-    """What ran when the copy was made, under any worker, is ready again with its crash in the history."""
+    """What ran when the copy was made, under any worker, is ready again and charged with nothing."""
     put(store, 3)
     running = [*take(store, 1, epoch=1), *take(store, 1, epoch=7)]
     assert store.run(meta.adopt) == 2
-    assert {state(store, each.id) for each in running} == {JobState.READY}
-    assert count(store, "treadle_attempts") == 2
+    assert {(get(store, each.id).state, get(store, each.id).crashes) for each in running} == {(JobState.READY, 0)}
+    assert count(store, "treadle_attempts") == 0
+
+
+def test_adopting_again_and_again_holds_no_job(store: Store) -> None:
+    """However often a copy is restored, a job does not reach its cap of crashes by it."""
+    (number,) = put(store)
+    for epoch in range(10):
+        take(store, epoch=epoch)
+        assert store.run(meta.adopt) == 1
+    assert state(store, number) is JobState.READY
+
+
+def test_an_ordinary_file_is_not_adopted(store: Store) -> None:
+    """Without the mark of a copy nothing is taken back."""
+    claimed = one(store)
+    assert adopt(store) is None
+    assert state(store, claimed.id) is JobState.RUNNING
+    store.run(meta.mark_backup)
+    assert adopt(store) == 1
 
 
 def test_every_store_has_a_name_of_its_own(store: Store) -> None:

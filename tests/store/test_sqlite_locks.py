@@ -8,7 +8,9 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,6 @@ from treadle.errors import (
     StoreFull,
     StoreUnusable,
     TransactionTooOld,
-    TreadleError,
 )
 from treadle.store.session import Session
 from treadle.store.store import Store, StoreOptions
@@ -40,6 +41,25 @@ HOLDER = """
     connection.execute("COMMIT")
     say("free")
     hear()
+"""
+SHARED = """
+    import sqlite3, threading
+    from treadle.errors import StoreError
+    from treadle.model.job import NewJob, Options
+    from treadle.store.store import Store, StoreOptions
+    store = Store("sqlite:///" + sys.argv[1], StoreOptions(lock_timeout=0.4))
+    store.submit_read(lambda session: None).result()
+    end = threading.Event()
+    others = [threading.Thread(target=end.wait) for _ in range(int(sys.argv[2]))]
+    for other in others:
+        other.start()
+    connection = sqlite3.connect(sys.argv[1], isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        store.insert([NewJob(Options(task="mail"), b"")])
+    except StoreError as error:
+        say(type(error).__name__)
+    end.set()
 """
 
 
@@ -184,6 +204,43 @@ def test_an_own_open_transaction_is_noticed_on_a_loop(path: Path, file_store: St
     patient.close()
 
 
+@contextmanager
+def in_a_thread(path: Path, *, checked: bool) -> Iterator[sqlite3.Connection]:
+    """A connection of another, living thread, which holds the write lock until the block ends."""
+    with ThreadPoolExecutor(1) as pool:
+        connect = partial(sqlite3.connect, path, isolation_level=None, check_same_thread=checked)
+        connection = pool.submit(connect).result(PATIENCE)
+        pool.submit(connection.execute, "BEGIN IMMEDIATE").result(PATIENCE)
+        try:
+            yield connection
+        finally:
+            pool.submit(connection.close).result(PATIENCE)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_another_threads_transaction_is_not_blamed_on_this_one(path: Path, file_store: Store, checked: bool) -> None:
+    """Whoever waits for another thread's transaction is busy, also when that connection may change threads."""
+    with in_a_thread(path, checked=checked), pytest.raises(StoreBusy):
+        put(file_store)
+    assert len(put(file_store)) == 1
+
+
+def test_an_own_transaction_is_noticed_beside_other_threads(path: Path, file_store: Store) -> None:
+    """A connection that sqlite3 keeps for this thread is this thread's, however many others there are."""
+    with ThreadPoolExecutor(1) as pool, closing(sqlite3.connect(path, isolation_level=None)) as own:
+        pool.submit(note, "x").result(PATIENCE)
+        own.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OwnTransactionOpen):
+            put(file_store)
+
+
+@pytest.mark.parametrize(("others", "told"), [(0, "OwnTransactionOpen"), (1, "StoreBusy")])
+def test_a_shared_connection_is_blamed_on_a_lone_thread_only(path: Path, others: int, told: str) -> None:
+    """With check_same_thread=False it is this thread's transaction for certain only while there is no other."""
+    with child(SHARED, path, others) as alone:
+        assert alone.hear() == told
+
+
 def test_a_reading_transaction_is_in_nobodys_way(mine: sqlite3.Connection, file_store: Store) -> None:
     """Only a transaction that writes holds the lock."""
     mine.execute("BEGIN")
@@ -263,13 +320,17 @@ def test_the_callers_row_factory_does_not_matter(mine: sqlite3.Connection, file_
     assert mine.row_factory is factory
 
 
-@pytest.mark.xfail(strict=True, reason="callers._files and check_caps expect text")
-def test_the_callers_text_factory_does_not_matter(mine: sqlite3.Connection, file_store: Store) -> None:
-    """Text as bytes on the caller's connection changes nothing."""
-    mine.text_factory = bytes
+@pytest.mark.parametrize("factory", [bytes, bytearray, lambda text: None])
+def test_the_callers_text_factory_does_not_matter(mine: sqlite3.Connection, file_store: Store, factory: object) -> None:
+    """Text of any kind on the caller's connection changes nothing, caps hold, and it is left as it was."""
+    file_store.run(lambda s: s.change("INSERT INTO treadle_queues VALUES ('q', 1, 'wait')"))
+    mine.text_factory = factory
     mine.execute("BEGIN IMMEDIATE")
-    file_store.insert_in(mine, [job()])
+    file_store.insert_in(mine, [job(queue="q")])
+    with pytest.raises(QueueFull) as caught:
+        file_store.insert_in(mine, [job(queue="q")])
     mine.execute("COMMIT")
+    assert (caught.value.wait, mine.text_factory) == (True, factory)
     assert count(file_store, "treadle_jobs") == 1
 
 
@@ -297,12 +358,20 @@ def test_what_is_no_connection_is_refused(file_store: Store, thing: object) -> N
         file_store.insert_in(thing, [job()])
 
 
-@pytest.mark.xfail(strict=True, reason="sqlite3.ProgrammingError escapes callers.run_in")
 def test_a_closed_connection_is_refused(mine: sqlite3.Connection, file_store: Store) -> None:
     """A connection the caller closed is told as such."""
     mine.close()
-    with pytest.raises(TreadleError):
+    with pytest.raises(ConfigurationError, match="closed"):
         file_store.insert_in(mine, [job()])
+
+
+def test_another_threads_connection_is_refused(mine: sqlite3.Connection, file_store: Store) -> None:
+    """A connection that sqlite3 keeps for its own thread is told as such."""
+    mine.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(file_store.insert_in, mine, [job()]).exception(PATIENCE)
+    assert isinstance(error, ConfigurationError)
+    assert "thread" in str(error)
 
 
 def test_a_transaction_that_began_too_early_is_told(mine: sqlite3.Connection, file_store: Store) -> None:
@@ -316,14 +385,24 @@ def test_a_transaction_that_began_too_early_is_told(mine: sqlite3.Connection, fi
     assert count(file_store, "treadle_jobs") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="check_caps reads before anything is written on the caller's connection")
 def test_a_fresh_transaction_waits_for_the_lock(mine: sqlite3.Connection, file_store: Store, path: Path) -> None:
     """A caller's transaction that has done nothing yet is not too old: another writer is only busy."""
     with held_elsewhere(path):
         mine.execute("BEGIN")
-        with pytest.raises(StoreBusy):
+        with pytest.raises(StoreBusy, match="BEGIN IMMEDIATE"):
             file_store.insert_in(mine, [job()])
         mine.execute("ROLLBACK")
+
+
+def test_a_fresh_transaction_takes_a_lock_that_becomes_free(file_store: Store, path: Path) -> None:
+    """A caller's transaction that has done nothing yet waits as long as its connection has patience."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)) as patient:
+        with held_elsewhere(path) as other:
+            patient.execute("BEGIN")
+            other.say("go")
+            file_store.insert_in(patient, [job()])
+        patient.execute("COMMIT")
+    assert count(file_store, "treadle_jobs") == 1
 
 
 # --- losing the ground ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from store.making import PATIENCE, count, note, put
-from treadle.errors import StoreError, StoreLost
+from treadle.errors import StoreLost
 from treadle.store.store import Store, StoreOptions
 
 
@@ -57,12 +57,23 @@ def test_a_lost_file_is_told_and_never_written(
             assert count(other, "treadle_jobs") == 0
 
 
-@pytest.mark.xfail(strict=True, reason="readers do not check the file's identity")
 def test_a_replaced_file_is_not_read_as_the_old(path: Path) -> None:
     """After the file was replaced, reading says so instead of showing rows of the past."""
     with opened(path) as store:
         put(store)
         count(store, "treadle_jobs")
         replace(path)
-        with pytest.raises(StoreError):
-            count(store, "treadle_jobs")
+        for _ in range(2):
+            with pytest.raises(StoreLost, match="deleted or replaced"):
+                count(store, "treadle_jobs")
+        assert isinstance(store.submit_read(lambda session: None).exception(PATIENCE), StoreLost)
+
+
+def test_a_deleted_file_is_not_read(path: Path) -> None:
+    """Reading a database that lost its name says so, whether a connection to it is still open or not."""
+    with opened(path) as warm, opened(path) as cold:
+        count(warm, "treadle_jobs")
+        remove(path)
+        for store in (warm, cold):
+            with pytest.raises(StoreLost, match="deleted or replaced"):
+                count(store, "treadle_jobs")

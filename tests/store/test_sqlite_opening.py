@@ -32,6 +32,14 @@ OPENER = """
     say(str(store.read(lambda s: s.value("SELECT count(*) FROM treadle_migrations"))))
     store.close()
 """
+GATE_HOLDER = """
+    from pathlib import Path
+    from treadle.host.locks import Gate
+    gate = Gate(Path(sys.argv[1]))
+    gate.acquire(blocking=True)
+    say("held")
+    hear()
+"""
 # The process kills itself before its nth statement: every moment of a migration, without luck.
 KILLED = """
 import os, signal, sqlite3, sys
@@ -178,18 +186,36 @@ def test_a_path_that_cannot_be_is_refused(bad: str) -> None:
         Store(f"sqlite:///{bad}")
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError escapes opening._usable")
 def test_a_path_with_a_nul_is_refused() -> None:
     """Not even the system can name such a file; it is told as one of ours."""
     with pytest.raises((StoreUnusable, ConfigurationError)):
         Store("sqlite:////tmp/a\0b")
 
 
-@pytest.mark.xfail(strict=True, reason="NotADirectoryError escapes opening.open_file")
 def test_a_side_folder_that_is_a_file_is_refused(path: Path) -> None:
     """When the name for locks and bells is taken, StoreUnusable says so."""
-    Path(f"{path}-treadle").write_text("mine")
-    with pytest.raises(StoreUnusable), opened(path):
+    side = Path(f"{path}-treadle")
+    side.write_text("mine")
+    side.chmod(0o644)
+    with pytest.raises(StoreUnusable, match="is not a folder"), opened(path):
+        pass
+    assert (side.read_text(), mode(side)) == ("mine", 0o644)
+
+
+def test_a_side_folder_that_leads_nowhere_is_refused(path: Path) -> None:
+    """A dangling link under the name for locks and bells is told."""
+    Path(f"{path}-treadle").symlink_to(path.parent / "nowhere")
+    with pytest.raises(StoreUnusable, match="is not a folder"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize(("name", "is_folder"), [("gate", True), ("waiters", False)])
+def test_a_side_folder_with_wrong_contents_is_refused(path: Path, name: str, is_folder: bool) -> None:
+    """When a name inside it is taken by something else, StoreUnusable says so."""
+    side = Path(f"{path}-treadle")
+    side.mkdir()
+    (side / name).mkdir() if is_folder else (side / name).touch()
+    with pytest.raises(StoreUnusable, match=r"folder of (locks|bells)"), opened(path):
         pass
 
 
@@ -375,6 +401,23 @@ def test_files_of_any_encoding_and_page_size_work(path: Path, encoding: str, pag
     with opened(path) as store:
         store.insert([job(every, task="päck"), job(b"\0" + every, task="päck"), job(b"", task="päck")])
         assert [each.data for each in take(store, tasks=("päck",))] == [every, b"\0" + every, b""]
+
+
+def test_opening_does_not_wait_for_ever_at_the_gate(path: Path) -> None:
+    """A process that was stopped while it held the gate keeps nobody longer than lock_timeout."""
+    with opened(path):
+        pass
+    with child(GATE_HOLDER, f"{path}-treadle/gate") as holder:
+        assert holder.hear() == "held"
+        os.kill(holder.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreBusy, match=r"kept the gate .* for 0\.3 s"), opened(path, lock_timeout=0.3):
+                pass
+        finally:
+            os.kill(holder.pid, signal.SIGCONT)
+        holder.kill()
+        with opened(path) as store:
+            assert len(put(store)) == 1
 
 
 def test_opening_waits_for_a_foreign_lock_and_gives_up(path: Path) -> None:

@@ -159,7 +159,7 @@ def steps_of(path: Path, sql: str, values: object) -> int:
         ("claim.NEXT_DUE", {}),
         ("claim.PROMOTE", {"now": START, "most": 10}),
         ("claim.TAKE", {"lease": 10**9, "epoch": 1, "ids": "[93,193,293]", "now": START}),
-        ("prune.OLD", {"before": 10**9, "most": 10}),
+        ("prune.OLD", {"before": 10**9, "below": 0, "most": 10}),
         ("workers.HEAD_TASKS", {"queue": "q10"}),
         ("workers.HOLD", {"queue": "q10", "task": "none", "reason": "unknown task"}),
         ("claim.READY_QUEUES", {}),

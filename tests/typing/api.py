@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, assert_type
 
 from treadle import Job, JobContext, JobRecord, JobState, NewJob, Page, Retry, Task, Treadle, Worker, current_job
-from treadle.tasks import Bound, Remote
+from treadle.tasks import AsyncTask, Bound, Remote
 
 app = Treadle("memory://")
 
@@ -67,7 +67,12 @@ takes_any_str(counted.enqueue())  # type: ignore[arg-type]
 async def main() -> None:
     assert_type(await plain.aenqueue(1), Job[str])
     assert_type(await (await coroutine.aenqueue(1)).aresult(), bytes)
+    coroutine_as: AsyncTask[..., bytes] = coroutine
+    assert_type(await coroutine_as(1), bytes)
     assert_type(await coroutine(1), bytes)
+    assert_type(await configured(1, flag=True), list[int])
+    await plain(1)  # type: ignore[misc]
+    await coroutine("1")  # type: ignore[arg-type]
     await coroutine.aenqueue("1")  # type: ignore[arg-type]
 
     async def source() -> AsyncIterator[NewJob]:
@@ -75,7 +80,7 @@ async def main() -> None:
 
     await app.aenqueue_many(source(), chunk=10)
     await app.aenqueue_many([plain.job(1), coroutine.job(2)])
-    assert_type(await app.await_([plain.enqueue(1), 5]), dict[int, JobState])
+    assert_type(await app.await_jobs([plain.enqueue(1), 5]), dict[int, JobState])
     async with app.worker(concurrency=2) as worker:
         assert_type(worker, Worker)
         await worker.idle()
@@ -87,6 +92,7 @@ def reading() -> None:
     assert_type(app.get(1), JobRecord)
     assert_type(app.find(), Page)
     assert_type(app.wait([1]), dict[int, JobState])
+    assert_type(plain.using(retry=3).enqueue(1), Job[str])
     with app.worker() as worker:
         assert_type(worker, Worker)
 

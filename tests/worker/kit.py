@@ -102,3 +102,23 @@ def change(path: Path, sql: str, *values: object) -> None:
     """Change the file as a person at the sqlite3 prompt would."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)) as connection:
         connection.execute(sql, values)
+
+
+def run_all(app: Treadle) -> None:
+    """Run what is due now, with a worker that then stops."""
+
+    async def main() -> None:
+        async with app.worker() as worker:
+            await worker.idle()
+
+    asyncio.run(main())
+
+
+def failing(app: Treadle, error: Callable[[], BaseException], **policy: Any) -> Any:
+    """A task that always raises."""
+
+    @app.task(name="fail", **policy)
+    def fail() -> None:
+        raise error()
+
+    return fail

@@ -249,7 +249,7 @@ def test_several_workers_of_one_app_share_the_work(app: Treadle) -> None:
     async def main() -> None:
         async with app.worker(name="a"), app.worker(name="b"), app.worker(name="b"):
             jobs = await app.aenqueue_many(task.job(number) for number in range(500))
-            await app.await_(jobs, timeout=PATIENCE)
+            await app.await_jobs(jobs, timeout=PATIENCE)
             assert [worker.name for worker in app.workers()] == ["a", "b", "b"]
 
     asyncio.run(main())

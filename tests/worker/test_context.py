@@ -261,3 +261,73 @@ def test_a_lost_lease_is_told_to_the_handler(app: Treadle) -> None:
         heard(begun)
         take_away(app)
         assert job.result(timeout=PATIENCE) == 2
+
+
+def test_a_progress_of_a_lost_lease_cancels(app: Treadle) -> None:
+    """A thread that only reports progress sees cancelled once its job was given to another attempt."""
+    begun, told = threading.Event(), threading.Event()
+
+    @app.task
+    def work(job: JobContext) -> int:
+        if job.attempt == 1:
+            begun.set()
+            eventually(lambda: job.progress(0.5) or job.cancelled)  # type: ignore[func-returns-value]
+            told.set()
+        return job.attempt
+
+    job = work.enqueue()  # type: ignore[call-arg]
+    with app.worker():
+        heard(begun)
+        take_away(app)
+        heard(told)
+        assert job.result(timeout=PATIENCE) == 2
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_refused_checkpoint_cancels(app: Treadle, *, is_async: bool) -> None:
+    """A handler that goes on after LeaseLost sees cancelled, so that its loops end."""
+    begun, seen = threading.Event(), []
+
+    async def aloop(job: JobContext) -> None:
+        while True:
+            await job.acheckpoint("still here")
+
+    def loop(job: JobContext) -> None:
+        while True:
+            job.checkpoint("still here")
+
+    async def awork(job: JobContext) -> None:
+        begun.set()
+        if job.attempt == 1:
+            with pytest.raises(LeaseLost):
+                await aloop(job)
+            seen.append(job.cancelled)
+
+    def work(job: JobContext) -> None:
+        begun.set()
+        if job.attempt == 1:
+            with pytest.raises(LeaseLost):
+                loop(job)
+            seen.append(job.cancelled)
+
+    app.task(name="work")(awork if is_async else work)  # type: ignore[operator]
+    job = app.remote("work").enqueue()
+    with app.worker():
+        heard(begun)
+        take_away(app)
+        job.result(timeout=PATIENCE)
+        eventually(lambda: seen)
+    assert seen == [True]
+
+
+def test_on_success_takes_jobs_only(app: Treadle) -> None:
+    """What is no job is refused in the handler, not when the outcome is stored."""
+
+    @app.task(retry=0)
+    def work(job: JobContext) -> None:
+        job.on_success("mail.send")  # type: ignore[arg-type]
+
+    job = work.enqueue()  # type: ignore[call-arg]
+    with app.worker():
+        app.wait([job], timeout=PATIENCE)
+    assert job.record().attempts[0].message == "on_success() takes jobs made by task.job(...), not 'mail.send'."

@@ -8,17 +8,21 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
 
 import click
 
 from treadle.app import Treadle
 from treadle.cli.output import safe
 from treadle.cli.store import store_option, url_of
-from treadle.errors import ConfigurationError, TreadleError
+from treadle.errors import ConfigurationError, StoreError, TreadleError
 from treadle.host.process import stop_own_process
+from treadle.model.retention import Keep, Retention
 from treadle.worker.worker import Worker, WorkerOptions
 
 STORE_LOST = 70
+DAYS = click.FloatRange(min=0, max=36_500)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("treadle.cli")
 
@@ -31,6 +35,8 @@ log = logging.getLogger("treadle.cli")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Jobs at once. Default: 10.")
 @click.option("--name", help="What people call this worker. Default: host, pid and slot.")
 @click.option("--grace", type=click.FloatRange(min=0), help="Seconds a stop waits for running jobs. Default: 25.")
+@click.option("--keep-succeeded", metavar="DAYS", type=DAYS, help="Days succeeded jobs are kept. Default: 7.")
+@click.option("--keep-failed", metavar="DAYS", type=DAYS, help="Days failed jobs are kept. Default: 90.")
 @click.option("--until-eof", is_flag=True, help="Also stop when standard input ends: when the parent dies.")
 @click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
 def worker(
@@ -41,6 +47,8 @@ def worker(
     concurrency: int | None,
     name: str | None,
     grace: float | None,
+    keep_succeeded: float | None,
+    keep_failed: float | None,
     *,
     until_eof: bool,
     verbose: bool,
@@ -61,6 +69,7 @@ def worker(
         "concurrency": concurrency or found.settings.concurrency,
         "name": name,
         "grace": grace,
+        "retention": kept(keep_succeeded, keep_failed),
     }
     working = found.worker(WorkerOptions(**{key: value for key, value in given.items() if value is not None}))  # type: ignore[arg-type]
     if until_eof:
@@ -115,6 +124,18 @@ def parse_queues(text: str | None) -> tuple[str, ...] | Mapping[str, int] | None
     return {name: int(weight) for name, _, weight in pairs}
 
 
+def kept(succeeded: float | None, failed: float | None) -> Retention:
+    """How long ended jobs are kept, from days; None leaves the default.
+
+    Example:
+        >>> kept(1, None).succeeded, kept(1, None).failed == Retention().failed
+        (Keep(age=datetime.timedelta(days=1), count=None), True)
+    """
+    days = {"succeeded": succeeded, "failed": failed}
+    rules = {name: Keep(age=timedelta(days=value)) for name, value in days.items() if value is not None}
+    return replace(Retention(), **rules)
+
+
 def _run(working: Worker, app: Treadle) -> None:
     try:
         working.run()
@@ -122,7 +143,7 @@ def _run(working: Worker, app: Treadle) -> None:
         if working.failure is None:
             raise
         click.echo(safe(f"Error: {error}", lines=True), err=True)
-        sys.exit(STORE_LOST)
+        sys.exit(STORE_LOST if isinstance(error, StoreError) else 1)
     finally:
         app.close()
 

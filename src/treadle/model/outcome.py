@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from treadle.model.job import NewJob
+
+NOT_STORED: Final = re.compile(r"result not stored(?: \((\d+) bytes\))?: (.*)", re.DOTALL)
+
+
+def not_stored(why: str, size: int | None) -> str:
+    """The reason kept with a job whose result of *size* encoded bytes was not stored; None when it has no size.
+
+    Example:
+        >>> not_stored("more than the cap", 1234)
+        'result not stored (1234 bytes): more than the cap'
+    """
+    return "result not stored" + ("" if size is None else f" ({size} bytes)") + f": {why}"
+
+
+def why_not_stored(reason: str | None) -> tuple[str, int | None] | None:
+    """What :func:`not_stored` was given, read back from a job's reason; None for any other reason.
+
+    Example:
+        >>> why_not_stored("result not stored (1234 bytes): more than the cap")
+        ('more than the cap', 1234)
+    """
+    found = NOT_STORED.fullmatch(reason or "")
+    return None if found is None else (found[2], None if found[1] is None else int(found[1]))
 
 
 class Succeeded(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable
@@ -26,6 +27,7 @@ SHALLOW: Final = (
     msgspec.inspect.CustomType,
 )
 REFUSED: Final = (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.inspect.ExtType)
+LOOSENED: Final = (list, dict, tuple, set, frozenset, typing.Union, UnionType)
 UNSET: Final = msgspec.UNSET
 BINDABLE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -47,15 +49,50 @@ class Parameter:
         return self.default is inspect.Parameter.empty and self.key == self.name
 
 
+def body_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function whose annotations and kind count: below partials, and ``__call__`` of other objects.
+
+    Example:
+        >>> body_of(functools.partial(body_of)) is body_of
+        True
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type) or inspect.isroutine(function) or hasattr(function, "__wrapped__"):
+        return function
+    return type(function).__call__
+
+
+def label_of(function: Callable[..., Any]) -> str:
+    """What messages call *function*: its qualified name, that of what a partial calls, or that of its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
 def resolved_hints(function: Callable[..., object], label: str) -> dict[str, object]:
-    """The annotations of *function*, resolved; ConfigurationError when one cannot be."""
+    """The annotations of *function*, resolved, with ``object`` as ``Any``; ConfigurationError when one cannot be."""
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(body_of(function), include_extras=True)
+        return {name: _any_for_object(hint) for name, hint in hints.items()}
     except Exception as error:
         raise ConfigurationError(
             f"The annotations of {label}() cannot be resolved: {error}. "
             "Import the names at module level, not under TYPE_CHECKING or inside a function"
         ) from error
+
+
+def _any_for_object(annotation: Any) -> Any:
+    """``object`` as ``Any``, alone and inside containers and unions: both say that every value will do."""
+    if annotation is object:
+        return Any
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin not in LOOSENED:
+        return annotation
+    loose = tuple(map(_any_for_object, inside))
+    if loose == inside:
+        return annotation
+    return typing.Union[loose] if origin is UnionType else origin[loose]  # noqa: UP007 - made of values
 
 
 def context_type(annotation: object, context_types: tuple[type, ...]) -> type | None:

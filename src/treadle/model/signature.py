@@ -30,6 +30,7 @@ from treadle.model.parameters import (
     context_type,
     exact,
     exact_kinds,
+    label_of,
     resolved_hints,
     struct_of,
 )
@@ -101,7 +102,7 @@ class Signature:
         Raises:
             ConfigurationError: an annotation cannot be resolved or stored; the message names the parameter.
         """
-        label = getattr(function, "__qualname__", None) or type(function).__qualname__
+        label = label_of(function)
         hints = resolved_hints(function, label)
         stored: list[Parameter] = []
         injected: dict[str, type] = {}

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import gc
+import os
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from treadle.clock import Clock
 from treadle.errors import (
     ConfigurationError,
     NoTransaction,
     OwnTransactionOpen,
+    StoreBusy,
+    StoreError,
     StoreUnusable,
     TransactionTooOld,
 )
 from treadle.store.dialect import SQLITE
+from treadle.store.ops import sequences
 from treadle.store.session import Session
 from treadle.store.sqlite import OwnConnection, is_busy, translate
 
 T = TypeVar("T")
+OWN_THREADS: Final = ("treadle-lane", "treadle-read", "treadle-upkeep")
+"""Threads of Treadle's that never run anybody else's code."""
 
 
 def run_in(connection: object, operation: Callable[[Session], T], *, path: Path, clock: Clock) -> T:
     """Run *operation* on the caller's connection, inside the transaction they opened.
 
-    Nothing but the operation's statements is run: no PRAGMA, no COMMIT, no ROLLBACK. Durability and
-    isolation are that connection's.
+    Nothing but the operation's statements is run: no PRAGMA, no COMMIT, no ROLLBACK. Durability, isolation
+    and the patience with locks are that connection's. It becomes the writer before anything is read, so that
+    a transaction that has done nothing yet waits for its turn instead of being too old.
 
     Args:
         connection: an open ``sqlite3.Connection`` on the same file.
@@ -36,36 +45,36 @@ def run_in(connection: object, operation: Callable[[Session], T], *, path: Path,
         clock: where the session gets its time.
 
     Raises:
-        ConfigurationError: not a ``sqlite3.Connection``.
+        ConfigurationError: not a ``sqlite3.Connection``, or one that is closed or another thread's.
         NoTransaction: no transaction is open on it.
         StoreUnusable: it is open on another file.
+        StoreBusy: another connection writes, for longer than this one's timeout.
         TransactionTooOld: its snapshot is too old to write; begin with BEGIN IMMEDIATE.
     """
     if not isinstance(connection, sqlite3.Connection):
         raise ConfigurationError(
             f"connection= takes an open sqlite3.Connection on {path}, not {type(connection).__name__}."
         )
-    if not connection.in_transaction:
-        raise NoTransaction(
-            "The connection given has no open transaction, so the job could not share its fate. "
-            "Run BEGIN IMMEDIATE first, or enqueue without connection=."
-        )
-    _check_same_file(connection, path)
+    session = _session(connection, path, clock)
     try:
-        return operation(Session(connection, SQLITE, clock))
-    except sqlite3.OperationalError as error:
-        if is_busy(error):
-            raise TransactionTooOld(
-                "This transaction began by reading and another one has written since, so it cannot become a "
-                "writer. Roll it back and start it with BEGIN IMMEDIATE."
-            ) from error
-        raise translate(error, path) from error
+        # Even the question for its file would make a reader of the transaction, so the lock comes first.
+        sequences.lock(session)
+        _check_same_file(connection, path)
+        with _texts_as(connection, str):
+            return operation(session)
+    except sqlite3.Error as error:
+        _check_same_file(connection, path)
+        raise _told(error, path) from error
 
 
 def check_own_transaction(path: Path) -> None:
     """Raise when a connection of this thread has a transaction open on *path*: waiting for it is hopeless.
 
-    Called only after the write lock was seen in this very process's hands for a while.
+    Called only after the write lock was seen in this very process's hands for a while. Only what is certain
+    counts. A connection with sqlite3's usual ``check_same_thread=True`` is its maker's alone: when this
+    thread may use it and another may not, it is this thread's. One with ``check_same_thread=False`` may be in
+    another thread's hands, which will commit in a moment; it counts only while there is no such thread. In
+    doubt nobody is blamed, and the caller gets StoreBusy after its ``lock_timeout``.
 
     Raises:
         OwnTransactionOpen: with the remedy.
@@ -84,10 +93,36 @@ def _is_mine_and_open(connection: sqlite3.Connection) -> bool:
     try:
         if not connection.in_transaction:
             return False
-        connection.cursor().close()
     except sqlite3.ProgrammingError:
-        return False  # closed, or another thread's
+        return False  # closed
+    return _may_use(connection) and (_is_alone() or not _may_another_thread_use(connection))
+
+
+def _may_use(connection: sqlite3.Connection) -> bool:
+    """Whether the calling thread may use *connection*; the database is not touched."""
+    try:
+        sqlite3.Connection.cursor(connection).close()
+    except sqlite3.ProgrammingError:
+        return False
     return True
+
+
+def _may_another_thread_use(connection: sqlite3.Connection) -> bool:
+    # sqlite3 does not tell how a connection was made, but it refuses the wrong thread.
+    answers: list[bool] = []
+    asker = threading.Thread(target=lambda: answers.append(_may_use(connection)), name="treadle-ask", daemon=True)
+    try:
+        asker.start()
+    except RuntimeError:
+        return True  # no thread can be started, so nothing is certain
+    asker.join()
+    return answers != [False]
+
+
+def _is_alone() -> bool:
+    """True when no other thread of this process runs code that is not Treadle's."""
+    here = threading.current_thread()
+    return all(each is here or each.name.startswith(OWN_THREADS) for each in threading.enumerate())
 
 
 def _is_open_on(connection: sqlite3.Connection, path: Path) -> bool:
@@ -95,6 +130,20 @@ def _is_open_on(connection: sqlite3.Connection, path: Path) -> bool:
         return path in _files(connection).values()
     except sqlite3.Error:
         return False
+
+
+def _session(connection: sqlite3.Connection, path: Path, clock: Clock) -> Session:
+    try:
+        if connection.in_transaction:
+            return Session(connection, SQLITE, clock)
+    except sqlite3.ProgrammingError as error:
+        raise ConfigurationError(
+            f"The connection given cannot be used here ({error}); pass one on {path} that is open and this thread's."
+        ) from error
+    raise NoTransaction(
+        "The connection given has no open transaction, so the job could not share its fate. "
+        "Run BEGIN IMMEDIATE first, or enqueue without connection=."
+    )
 
 
 def _check_same_file(connection: sqlite3.Connection, path: Path) -> None:
@@ -106,8 +155,34 @@ def _check_same_file(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _files(connection: sqlite3.Connection) -> dict[str, Path]:
-    cursor = connection.cursor()
-    cursor.row_factory = None
-    # The table-valued form: a caller's connection never gets a PRAGMA from us.
-    found = cursor.execute("SELECT name, file FROM pragma_database_list").fetchall()
-    return {name: Path(file).resolve() for name, file in found if file}
+    with _texts_as(connection, bytes):
+        cursor = connection.cursor()
+        cursor.row_factory = None
+        # The table-valued form: a caller's connection never gets a PRAGMA from us.
+        found = cursor.execute("SELECT name, file FROM pragma_database_list").fetchall()
+    return {os.fsdecode(name): Path(os.fsdecode(file)).resolve() for name, file in found if file}
+
+
+@contextmanager
+def _texts_as(connection: sqlite3.Connection, kind: type) -> Iterator[None]:
+    """Texts of the caller's connection come as *kind* meanwhile, whatever they made of them."""
+    before = connection.text_factory
+    connection.text_factory = kind
+    try:
+        yield
+    finally:
+        connection.text_factory = before
+
+
+def _told(error: sqlite3.Error, path: Path) -> StoreError:
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return TransactionTooOld(
+            "This transaction began by reading and another one has written since, so it cannot become a "
+            "writer. Roll it back and start it with BEGIN IMMEDIATE."
+        )
+    if is_busy(error):
+        return StoreBusy(
+            f"Another connection writes to {path}, so this transaction could not become a writer within its "
+            "connection's timeout. Roll it back, start it with BEGIN IMMEDIATE and try again."
+        )
+    return translate(error, path)

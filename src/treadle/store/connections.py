@@ -45,6 +45,25 @@ class FileFacts:
     identity: FileIdentity
     durability: str = defaults.DURABILITY
 
+    def check(self) -> None:
+        """Make sure that the path still names the file that was opened; costs one ``stat``.
+
+        Raises:
+            StoreLost: it was deleted or replaced.
+            StoreUnusable: the system does not say.
+        """
+        try:
+            same = identity_of(self.path) == self.identity
+        except OSError as error:
+            raise StoreUnusable(
+                f"The database {self.path} cannot be reached any more ({error}); check its folders' owner and mode."
+            ) from error
+        if not same:
+            raise StoreLost(
+                f"The database {self.path} was deleted or replaced while it was open. Nothing more is written or "
+                "read; stop this process and start it on the file you want."
+            )
+
 
 class Connections:
     """The writing side of one open file; used by one thread at a time.
@@ -61,7 +80,10 @@ class Connections:
         self._gate = Gate(facts.side / GATE)
         self._ringer = Ringer(facts.side)
         self._waiters_folder = facts.side / WAITERS
-        self._waiters_folder.mkdir(mode=facts.side.stat().st_mode & 0o777, exist_ok=True)
+        try:
+            self._waiters_folder.mkdir(mode=facts.side.stat().st_mode & 0o777, exist_ok=True)
+        except OSError as error:
+            raise StoreUnusable(f"The folder of bells {self._waiters_folder} cannot be made: {error}.") from error
         self._waiters = Ringer(self._waiters_folder)
         self._bells = itertools.count(1)
         self._writer: sqlite3.Connection | None = None
@@ -83,11 +105,7 @@ class Connections:
         Raises:
             StoreLost: the file was replaced or deleted.
         """
-        if identity_of(self.path) != self._facts.identity:
-            raise StoreLost(
-                f"The database {self.path} was deleted or replaced while it was open. Nothing more is written; "
-                "stop this process and start it on the file you want."
-            )
+        self._facts.check()
         if self._writer is None:
             self._writer = connect(self.path, durability=self._facts.durability)
             self._keeper = connect(self.path, durability=self._facts.durability)

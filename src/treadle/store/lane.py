@@ -12,12 +12,11 @@ import queue
 import random
 import sqlite3
 import threading
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from treadle.errors import ForkedConnectionError, StoreClosed, TreadleError
 from treadle.store.connections import Connections
-from treadle.store.replies import Reply
+from treadle.store.replies import InstantReply, Reply
 from treadle.store.session import Session
 from treadle.store.sqlite import is_busy, translate
 from treadle.store.work import Answer, Operation, Work, bundles, fail, run_bundle, starting, tell
@@ -51,21 +50,25 @@ class Lane:
             StoreClosed: the lane is closed.
         """
         with self._closing:
-            if self._closed:
-                raise StoreClosed(f"The store {self._connections.path} is closed; open a new Treadle.")
+            self.check_open()
             self._ensure_thread()
             self._waiting.put(Work(operation, reply, guarded))
 
-    def run_here(self, operation: Operation[T]) -> Future[T] | None:
+    def check_open(self) -> None:
+        """Raise StoreClosed when the lane is closed."""
+        if self._closed:
+            raise StoreClosed(f"The store {self._connections.path} is closed; open a new Treadle.")
+
+    def run_here(self, operation: Operation[T]) -> InstantReply[T] | None:
         """Run *operation* on the calling thread if the lane is idle and the gate is free.
 
         Returns:
-            An answered future, or None when the lane is busy: then use :meth:`submit`.
+            The answer, or None when the lane is busy: then use :meth:`submit`.
         """
         if self._closed or self._poisoned or not self._waiting.empty() or not self._turn.acquire(blocking=False):
             return None
-        future: Future[T] = Future()
-        work: Work[T] = Work(operation, future, guarded=False)
+        reply: InstantReply[T] = InstantReply()
+        work: Work[T] = Work(operation, reply, guarded=False)
         try:
             if not self._connections.enter_gate(blocking=False):
                 return None
@@ -78,7 +81,7 @@ class Lane:
             return None
         finally:
             self._turn.release()
-        return future
+        return reply
 
     def close(self, timeout: float) -> None:
         """Finish what waits, stop the thread and close the connection; safe to call twice."""

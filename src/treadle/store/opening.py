@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import tempfile
 import threading
@@ -12,7 +13,14 @@ from typing import Final
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError, StoreBusy, StoreUnusable
-from treadle.host.files import create_private, file_system_problem, identity_of, resolve, side_folder
+from treadle.host.files import (
+    SIDE_SUFFIX,
+    create_private,
+    file_system_problem,
+    identity_of,
+    resolve,
+    side_folder,
+)
 from treadle.host.guard import find_second_sqlite
 from treadle.host.locks import Gate
 from treadle.store.connections import GATE, FileFacts
@@ -21,6 +29,7 @@ from treadle.store.sqlite import check_version, connect, is_busy, set_wal, trans
 
 MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - only as a place for a private folder
 DURABILITIES: Final = ("full", "normal", "off")
+GATE_PAUSE: Final = 0.01
 log = logging.getLogger("treadle.store")
 
 
@@ -64,17 +73,18 @@ def open_file(
         raise ConfigurationError(f"durability={durability!r} is unknown; choose one of {', '.join(DURABILITIES)}.")
     check_version()
     resolved = _usable(path, create=create)
-    side = side_folder(resolved)
+    side = _side(resolved)
     gate = Gate(side / GATE)
-    gate.acquire(blocking=True)
     try:
+        _enter(gate, clock, lock_timeout, resolved)
         _bring_up_to_date(resolved, clock, durability, lock_timeout, auto_migrate=auto_migrate)
     except sqlite3.Error as error:
         raise translate(error, resolved) from error
     finally:
         gate.close()
     identity = identity_of(resolved)
-    assert identity is not None
+    if identity is None:
+        raise StoreUnusable(f"The database {resolved} was deleted while it was opened; open it again.")
     return FileFacts(path=resolved, side=side, identity=identity, durability=durability)
 
 
@@ -87,9 +97,9 @@ def _usable(path: Path, *, create: bool) -> Path:
         if not create and not resolved.exists():
             raise StoreUnusable(f"There is no database {resolved}; check the path.")
         create_private(resolved)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL, which no file name can have
         raise StoreUnusable(
-            f"The database {path} cannot be created ({error}); check the folder's owner and mode."
+            f"The database {str(path)!r} cannot be created ({error}); check the path, the folder's owner and mode."
         ) from error
     if not resolved.is_file():
         raise StoreUnusable(f"{resolved} is not a file.")
@@ -102,6 +112,39 @@ def _usable(path: Path, *, create: bool) -> Path:
     if second:
         log.warning("%s", second)
     return resolved
+
+
+def _side(path: Path) -> Path:
+    folder = Path(f"{path}{SIDE_SUFFIX}")
+    # Looked at first, because side_folder() would change the mode of whatever bears that name.
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise StoreUnusable(
+            f"{folder} is not a folder, but Treadle keeps locks and bells under this name; move it away."
+        )
+    try:
+        return side_folder(path)
+    except OSError as error:
+        raise StoreUnusable(
+            f"The folder {folder} cannot be used ({error}); check its owner and mode."
+        ) from error
+
+
+def _enter(gate: Gate, clock: Clock, lock_timeout: float, path: Path) -> None:
+    """Take the gate, at most *lock_timeout* seconds: a holder that was stopped would keep it for ever."""
+    until = clock.monotonic() + lock_timeout
+    pause = threading.Event()
+    try:
+        while not gate.acquire(blocking=False):
+            if clock.monotonic() >= until:
+                raise StoreBusy(
+                    f"Another process kept the gate of {path} for {lock_timeout:g} s (lock_timeout); it is stopped "
+                    "or its disk hangs. Find it with 'treadle doctor', let it go on or end it."
+                )
+            pause.wait(GATE_PAUSE)
+    except OSError as error:
+        raise StoreUnusable(
+            f"The folder of locks beside {path} cannot be used ({error}); check its owner and mode."
+        ) from error
 
 
 def _bring_up_to_date(

@@ -49,6 +49,7 @@ class Readers:
 
         Raises:
             StoreClosed: the store is closed.
+            StoreLost: the file was deleted or replaced.
             StoreBusy: it took longer than the deadline.
         """
         connection = self._take()
@@ -110,6 +111,8 @@ class Readers:
         with self._lock:
             if self._closed:
                 raise StoreClosed(f"The store {self._facts.path} is closed; open a new Treadle.")
+            # A connection to a file that lost its name would go on showing what was, as if it were.
+            self._facts.check()
             self._busy += 1
             if self._idle:
                 return self._idle.pop()

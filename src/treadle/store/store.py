@@ -103,7 +103,8 @@ class Store:
             StoreBusy: the write lock was not free within ``lock_timeout``.
             OwnTransactionOpen: this thread's own transaction holds it.
         """
-        return self.wait(self._lane.run_here(operation) or self.submit(operation))
+        here = self._lane.run_here(operation)
+        return self.wait(self.submit(operation)) if here is None else here.value()
 
     async def arun(self, operation: Callable[[Session], T]) -> T:
         """The same for callers on an event loop; many at once share one commit."""
@@ -206,7 +207,12 @@ class Store:
         self._connections.ring()
 
     def waiters_path(self) -> Path:
-        """A path for one more bell that every settle rings."""
+        """A path for one more bell that every settle rings.
+
+        Raises:
+            StoreClosed: the store is closed.
+        """
+        self._lane.check_open()
         return self._connections.waiters_path()
 
     def close(self, timeout: float = 30.0) -> None:

@@ -74,6 +74,7 @@ class Claimer:
         self._rate = 0.0
         self._rated_at = clock.monotonic()
         self._turn = 0
+        self._owed: list[int] = []
         self.idle = asyncio.Event()
         """Set while there is nothing to claim and nothing runs."""
 
@@ -108,16 +109,20 @@ class Claimer:
                 await asyncio.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - jitter
 
     async def give_back(self) -> None:
-        """Return every lease whose handler has not begun, unspent."""
-        leases = self._crew.give_back()
+        """Return every lease whose handler has not begun, unspent; what cannot be returned now is tried again."""
+        self._owed += self._crew.give_back()
+        leases = tuple(self._owed)
         if leases:
             await self._store.apatient(partial(release, leases=leases))
+            del self._owed[: len(leases)]
 
     def close(self) -> None:
         """Close the watching connection."""
         self._watch.close()
 
     async def _round(self) -> None:
+        if self._owed:
+            await self.give_back()
         if self._crew.busy_alone:
             await self.give_back()
             self._crew.run_alone()

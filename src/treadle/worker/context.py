@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from treadle.clock import to_datetime
-from treadle.errors import ConfigurationError
+from treadle.errors import ConfigurationError, LeaseLost
 from treadle.model.codec import Codec
 from treadle.model.job import Claimed, NewJob
 from treadle.model.sanitise import clean_text
@@ -107,33 +107,46 @@ class JobContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once this attempt was asked to stop; a thread should look now and then and return."""
+        """True once this attempt was asked to stop, or lost its job; a thread should look now and then and return.
+
+        A lost job is noticed when a progress or a checkpoint of this attempt is refused.
+        """
         return self._cancelled
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Say how far the job is; only the last word within half a second is stored.
+
+        When this attempt no longer owns the job, :attr:`cancelled` becomes true soon.
 
         Args:
             fraction: 0 to 1; other values are cut.
             message: a few words, cut to 500 characters.
         """
         text = clean_text(message[:500], 2000)
-        self._desk.note_progress(self._claimed.lease, min(1.0, max(0.0, fraction)), text)
+        self._desk.note_progress(self._claimed.lease, min(1.0, max(0.0, float(fraction))), text)
 
     def checkpoint(self, value: object) -> None:
         """Store *value* for later attempts; it is durable when this returns. For plain functions.
 
         Raises:
-            LeaseLost: this attempt no longer owns the job.
+            LeaseLost: this attempt no longer owns the job; :attr:`cancelled` is true from now on.
             InvalidPayload: *value* cannot be stored.
         """
         if _on_event_loop():
             raise ConfigurationError("checkpoint() would block the event loop; use 'await job.acheckpoint(...)'.")
-        self._submit_checkpoint(value).result()
+        try:
+            self._submit_checkpoint(value).result()
+        except LeaseLost:
+            self.cancel()
+            raise
 
     async def acheckpoint(self, value: object) -> None:
         """The same for ``async def`` handlers."""
-        await asyncio.wrap_future(self._submit_checkpoint(value))
+        try:
+            await asyncio.wrap_future(self._submit_checkpoint(value))
+        except LeaseLost:
+            self.cancel()
+            raise
 
     def last_checkpoint(self) -> object:
         """What the latest :meth:`checkpoint` of any attempt stored, None when there is none. For plain functions."""
@@ -157,9 +170,15 @@ class JobContext:
     def on_success(self, *jobs: NewJob) -> None:
         """Enqueue *jobs* in the transaction that accepts this attempt's success, and only then.
 
+        Raises:
+            ConfigurationError: one of them was not made by ``task.job(...)``.
+
         Example:
             >>> current_job().on_success(notify.job("done"))  # doctest: +SKIP
         """
+        for job in jobs:
+            if not isinstance(job, NewJob):
+                raise ConfigurationError(f"on_success() takes jobs made by task.job(...), not {job!r}.")
         self._follow += jobs
 
     def _submit_checkpoint(self, value: object) -> Future[None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from treadle.errors import DuplicateTask, UnknownTask
 from treadle.model.definition import TaskDefinition
+from treadle.model.parameters import body_of, label_of
 
 
 class Registry:
@@ -24,9 +25,8 @@ class Registry:
             known = self._tasks.get(name)
             if known is not None:
                 raise DuplicateTask(
-                    f"Two functions claim the task name {name!r}: {known.function.__module__}."
-                    f"{known.function.__qualname__} and {definition.function.__module__}."
-                    f"{definition.function.__qualname__}. Pass name= to one of them."
+                    f"Two functions claim the task name {name!r}: {_place(known)} and {_place(definition)}. "
+                    "Pass name= to one of them."
                 )
         self._tasks.update(dict.fromkeys(definition.names, definition))
 
@@ -49,3 +49,7 @@ class Registry:
         if only is None:
             return tuple(sorted(self._tasks))
         return tuple(sorted({alias for name in only for alias in self.get(name).names}))
+
+
+def _place(definition: TaskDefinition) -> str:
+    return f"{body_of(definition.function).__module__}.{label_of(definition.function)}"

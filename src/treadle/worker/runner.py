@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from treadle import defaults
 from treadle.clock import SECOND, Clock, to_duration
-from treadle.errors import ConfigurationError, InvalidPayload, PayloadError, PayloadTooLarge
+from treadle.errors import ConfigurationError, PayloadError, PayloadTooLarge
 from treadle.model.codec import CodecRegistry, check_size
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import Claimed
@@ -25,6 +25,7 @@ from treadle.model.outcome import (
     Snooze,
     Snoozed,
     Succeeded,
+    not_stored,
 )
 from treadle.model.sanitise import clean_text, describe_exception
 from treadle.worker.context import RUNNING, JobContext
@@ -115,11 +116,12 @@ class Runner:
             return Succeeded(codec.name, None, None, follow) if follow else NOTHING_RETURNED
         try:
             data = attempt.definition.signature.encode_result(codec, value)
-            check_size(data, attempt.definition.result_cap, "result")
-        except (InvalidPayload, PayloadTooLarge) as error:
-            return Succeeded(codec.name, None, _words("result not stored", error), follow)
         except Exception as error:
-            return Succeeded(codec.name, None, _words("result not stored", error), follow)
+            return Succeeded(codec.name, None, not_stored(_message(error), None), follow)
+        try:
+            check_size(data, attempt.definition.result_cap, "contents of the result")
+        except PayloadTooLarge as error:
+            return Succeeded(codec.name, None, not_stored(_message(error), len(data)), follow)
         return Succeeded(codec.name, data, None, follow)
 
     def _raised(self, attempt: Attempt, error: BaseException) -> Outcome:
@@ -163,8 +165,11 @@ def _refuse_coroutine(value: object) -> None:
 
 
 def _words(what: str, error: BaseException) -> str:
-    _, message, _ = describe_exception(error, 1000)
-    return f"{what}: {message}"
+    return f"{what}: {_message(error)}"
+
+
+def _message(error: BaseException) -> str:
+    return describe_exception(error, 1000)[1]
 
 
 Done = Callable[[Attempt, int, Outcome], None]

@@ -33,7 +33,7 @@ class Settler:
         store: where.
         worker: the worker's name, for the history.
         on_stored: called with the leases whose outcomes are stored or refused.
-        on_lost: called with each lease whose outcome was refused.
+        on_lost: called with each lease whose progress was refused: its attempt may still run.
         on_fatal: called when the store can no longer be used at all.
     """
 
@@ -109,19 +109,18 @@ class Settler:
             except (StoreBusy, StoreFull) as error:
                 await self._be_patient(tries, batch, error)
                 tries += 1
-            except TreadleError as error:
+            except Exception as error:  # whatever it is, the worker and the other outcomes must outlive it
                 return await self._divide(batch, error)
             else:
                 self._on_stored(one.lease for one in batch)
                 for lease in lost:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
-                    self._on_lost(lease)
                 return True
 
     async def _apply(self, batch: list[Transition]) -> list[int]:
         return await self._store.apatient(partial(apply, transitions=batch, worker=self._worker))
 
-    async def _divide(self, batch: list[Transition], error: TreadleError) -> bool:
+    async def _divide(self, batch: list[Transition], error: Exception) -> bool:
         """Store each half by itself; the single culprit is held, so that its work is not repeated blindly."""
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -129,13 +128,14 @@ class Settler:
         culprit = batch[0]
         if culprit.outcome is AttemptOutcome.HELD:
             # Not even that can be stored now. It waits its turn, so that the others are not kept waiting.
-            log.error("Job %s cannot be held either (%s); it is tried again.", culprit.job_id, error)
+            log.error("Job %s cannot be held either (%r); it is tried again.", culprit.job_id, error)
             asyncio.get_running_loop().call_later(PATIENCE[-1], self.add, culprit)
             return True
-        log.error("The outcome of job %s cannot be stored (%s); the job is held.", culprit.job_id, error)
+        log.error("The outcome of job %s cannot be stored (%r); the job is held.", culprit.job_id, error)
+        told = str(error) if isinstance(error, TreadleError) else repr(error)
         held = Transition(
             culprit.lease, culprit.job_id, JobState.HELD, AttemptOutcome.HELD, culprit.started_at,
-            culprit.finished_at, reason=f"outcome not stored: {error}"[:500],
+            culprit.finished_at, reason=f"outcome not stored: {told}"[:500],
         )  # fmt: skip
         return await self._store_batch([held])
 
@@ -145,14 +145,22 @@ class Settler:
         await asyncio.sleep(PATIENCE[min(tries, len(PATIENCE) - 1)])
 
     async def _write_notes(self, taken: Notes) -> None:
-        def write(session: Session) -> None:
-            for lease, (fraction, message) in taken.items():
-                try:
-                    notes.progress(session, lease, fraction, message)
-                except LeaseLost:
-                    log.debug("Progress of lease %s came too late.", lease)
+        def write(session: Session) -> list[int]:
+            return [lease for lease, note in taken.items() if not _write_note(session, lease, *note)]
 
         try:
-            await self._store.apatient(write)
+            lost = await self._store.apatient(write)
         except TreadleError as error:
             log.warning("Progress was not stored: %s", error)
+            return
+        for lease in lost:
+            self._on_lost(lease)
+
+
+def _write_note(session: Session, lease: int, fraction: float, message: str) -> bool:
+    try:
+        notes.progress(session, lease, fraction, message)
+    except LeaseLost:
+        log.debug("Progress of lease %s came too late.", lease)
+        return False
+    return True

@@ -23,6 +23,7 @@ from treadle.store.ops import prune, workers
 from treadle.store.roster import SLOTS
 from treadle.store.session import Session
 from treadle.store.store import Store
+from treadle.worker.failing import broken
 from treadle.worker.presence import Presence, roll_of
 
 UNKNOWN_EVERY: Final = 5.0
@@ -99,6 +100,9 @@ class Upkeep:
             return False
         except (TreadleError, OSError) as error:
             log.warning("%s failed and is tried again: %s", duty.__name__, error)
+        except Exception as error:
+            self._on_fatal(broken(duty.__name__, error))
+            return False
         return True
 
     def rescue(self) -> None:
@@ -141,13 +145,14 @@ class Upkeep:
         """Delete history beyond its retention, slice by slice, with room for others in between."""
         now = self._clock.now()
         for state, rule in self._retention.rules():
-            before = None if rule.age is None else now - to_duration(rule.age)
+            cutoff = None if rule.age is None else (now - to_duration(rule.age), 0)
             if rule.count is not None:
                 keep = rule.count
-                cutoff = self._store.read(lambda session: prune.cutoff_by_count(session, state, keep))  # noqa: B023
-                before = max(filter(None, (before, cutoff)), default=None)
-            while before is not None and not self._stop.is_set():
-                slice_ = partial(prune.prune, state=state, before=before, most=defaults.PRUNE_SLICE)
+                counted = self._store.read(partial(prune.cutoff_by_count, state=state, keep=keep))
+                cutoff = max(filter(None, (cutoff, counted)), default=None)
+            while cutoff is not None and not self._stop.is_set():
+                before, below = cutoff
+                slice_ = partial(prune.prune, state=state, before=before, below=below, most=defaults.PRUNE_SLICE)
                 if self._store.submit(slice_, guarded=False).result() < defaults.PRUNE_SLICE:
                     break
                 self._stop.wait(0.02)

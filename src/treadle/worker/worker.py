@@ -7,13 +7,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import TypeVar
 
 from treadle import defaults
-from treadle.errors import BackupNotAdopted, ConfigurationError, TreadleError
+from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
 from treadle.host.process import stop_signals
 from treadle.model.codec import CodecRegistry
 from treadle.model.retention import Retention
@@ -22,6 +23,7 @@ from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.claimer import Claimer, Queues
 from treadle.worker.crew import Crew
+from treadle.worker.failing import broken
 from treadle.worker.presence import Abilities, Presence
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Runner
@@ -90,6 +92,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._halting = False
         self._thread: threading.Thread | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -117,6 +120,8 @@ class Worker:
         self._upkeep.start()
         services = (self._settler.serve(), self._settler.serve_notes(), self._claimer.serve())
         self._tasks = [self._loop.create_task(service) for service in services]
+        for task in self._tasks:
+            task.add_done_callback(self._service_ended)
         if self._presence.bell is not None:
             self._loop.add_reader(self._presence.bell.fileno(), self._claimer.rung, self._presence.bell)
         log.info("Worker %s works on %s; tasks: %s", self.name, self._store.path, ", ".join(names) or "none")
@@ -149,7 +154,10 @@ class Worker:
         await asyncio.gather(settling, return_exceptions=True)
         self._claimer.close()
         await asyncio.to_thread(self._upkeep.stop)
-        await asyncio.to_thread(self._presence.abandon if self.failure else self._presence.leave)
+        try:
+            await asyncio.to_thread(self._presence.abandon if self.failure else self._presence.leave)
+        except (StoreClosed, StoreLost) as error:  # the slot is free all the same, and others see it
+            self.failure = error
         log.info("Worker %s stopped.", self.name)
 
     async def ended(self) -> None:
@@ -190,9 +198,14 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None and self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
-            self._thread.join()
+        if self._thread is None:
+            return
+        with suppress(RuntimeError):  # its loop is closed: the worker ended by itself meanwhile
+            self._loop.call_soon_threadsafe(self._begin_stop)
+        self._thread.join()
+        stopping = self._stopping
+        if stopping is not None and stopping.done() and not stopping.cancelled():
+            stopping.result()
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then drain: the second signal cancels at once, the third ends the process."""
@@ -256,20 +269,32 @@ class Worker:
         return meta.store_id(session)
 
     def _fail(self, error: TreadleError) -> None:
-        """The store can no longer be used: stop without touching it."""
+        """The store can no longer be used, or a part broke: stop without touching the store."""
 
         def stop() -> None:
             if self.failure is None:
                 self.failure = error
                 log.critical("Worker %s stops: %s", self.name, error)
-                self._stopping = self._loop.create_task(self.stop())
+                self._begin_stop()
 
         self._loop.call_soon_threadsafe(stop)
+
+    def _service_ended(self, service: asyncio.Task[None]) -> None:
+        error = None if service.cancelled() else service.exception()
+        if error is not None:
+            self._fail(broken("A part of the worker", error))
+
+    def _begin_stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self.stop())
 
     async def _wind_down(self, grace: float) -> None:
         try:
             await self._claimer.give_back()
-            await self._crew.stop(grace)
+        except TreadleError as error:
+            log.error("Claimed jobs could not be given back at stop: %s", error)
+        await self._crew.stop(grace)
+        try:
             async with asyncio.timeout(max(5.0, grace)):
                 await self._settler.drained()
         except (TreadleError, TimeoutError) as error:

@@ -13,6 +13,7 @@ from treadle.model.extra import meta_of
 from treadle.model.job import OUTCOMES, STATES, Attempt, JobFilter, JobRecord, JobState, Page, Progress
 from treadle.store.session import Row, Session
 
+MOST_ID: Final = (1 << 63) - 1
 PAGE_MOST: Final = 500
 ATTEMPTS_MOST: Final = 200
 
@@ -52,9 +53,14 @@ class Ending(NamedTuple):
     message: str | None
 
 
+def is_possible(job_id: int) -> bool:
+    """False for numbers no database can hold, so no job can have them."""
+    return -MOST_ID <= job_id <= MOST_ID
+
+
 def get(session: Session, job_id: int) -> JobRecord | None:
     """One job with its tags, progress and latest attempts, None when there is none."""
-    row = session.row(ONE, (job_id,))
+    row = session.row(ONE, (job_id,)) if is_possible(job_id) else None
     if row is None:
         return None
     return _record(
@@ -67,7 +73,7 @@ def get(session: Session, job_id: int) -> JobRecord | None:
 
 def attempts(session: Session, job_id: int) -> tuple[Attempt, ...]:
     """The latest attempts of a job, oldest first; at most 200."""
-    rows = session.rows(ATTEMPTS, (job_id, ATTEMPTS_MOST))
+    rows = session.rows(ATTEMPTS, (job_id, ATTEMPTS_MOST)) if is_possible(job_id) else []
     return tuple(_attempt(row) for row in reversed(rows))
 
 
@@ -83,7 +89,7 @@ def find(session: Session, which: JobFilter, before: int | None, most: int) -> P
     conditions, values = _conditions(which)
     if before is not None:
         conditions.append("j.id < :before")
-        values["before"] = before
+        values["before"] = max(-MOST_ID, min(before, MOST_ID))
     most = max(1, min(most, PAGE_MOST))
     sql = MANY.format(conditions=" AND ".join(conditions) or "1")
     rows = session.rows(sql, values | {"most": most})
@@ -110,14 +116,18 @@ def next_due(session: Session) -> datetime | None:
 
 def states(session: Session, ids: Sequence[int]) -> dict[int, JobState]:
     """The state of each of *ids* that exists."""
-    rows = session.rows(STATES_OF, {"ids": msgspec.json.encode(ids).decode()})
+    rows = session.rows(STATES_OF, {"ids": _listed(ids)})
     return {number: STATES[state] for number, state in rows}
 
 
 def ending(session: Session, job_id: int) -> Ending | None:
     """What is known of a job's end, None when there is no such job."""
-    row = session.row(ENDING, (job_id,))
+    row = session.row(ENDING, (job_id,)) if is_possible(job_id) else None
     return Ending(STATES[row[0]], *row[1:]) if row else None
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return msgspec.json.encode([number for number in ids if is_possible(number)]).decode()
 
 
 def _conditions(which: JobFilter) -> tuple[list[str], dict[str, Any]]:
@@ -125,7 +135,7 @@ def _conditions(which: JobFilter) -> tuple[list[str], dict[str, Any]]:
     values: dict[str, Any] = {}
     if which.ids:
         conditions.append("j.id IN (SELECT value FROM json_each(:ids))")
-        values["ids"] = msgspec.json.encode(which.ids).decode()
+        values["ids"] = _listed(which.ids)
     if which.states:
         # Codes are written out: a bound value could not use the partial indexes.
         conditions.append(f"j.state IN ({', '.join(str(state.code) for state in which.states)})")

@@ -49,6 +49,11 @@ def insert(session: Session, jobs: Sequence[NewJob], ids: Sequence[int]) -> None
         QueueFull: a queue would grow beyond its cap; nothing is stored.
     """
     check_caps(session, jobs)
+    insert_accepted(session, jobs, ids)
+
+
+def insert_accepted(session: Session, jobs: Sequence[NewJob], ids: Sequence[int]) -> None:
+    """The same, whatever the caps: for jobs that must not be refused any more."""
     now = session.clock.now()
     if len(jobs) == 1:
         _insert_one(session, jobs[0], ids[0], now)

@@ -38,10 +38,14 @@ def mark_backup(session: Session) -> None:
 def adopt(session: Session) -> int:
     """Make a backup copy the file to work on: its workers are gone, what they ran is ready again.
 
+    Nobody is charged with a crash: the copy interrupted those attempts, not they themselves.
+
     Returns:
         How many jobs were taken back.
     """
-    taken = sum(rescue(session, row[0], f"epoch {row[0]}", "the file is a copy") for row in session.rows(EPOCHS))
+    taken = sum(
+        rescue(session, epoch, f"epoch {epoch}", "the file is a copy", begun=()) for (epoch,) in session.rows(EPOCHS)
+    )
     session.change(FORGET_WORKERS)
     session.change(UNSET, (BACKUP_MARK,))
     return taken

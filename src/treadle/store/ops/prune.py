@@ -10,33 +10,47 @@ from treadle.store.session import Session
 OLD: Final = """
 DELETE FROM treadle_jobs WHERE id IN (
     SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_ended
-    WHERE state = {state} AND state >= 7 AND finished_at < :before ORDER BY finished_at LIMIT :most)
+    WHERE state = {state} AND state >= 7 AND (finished_at, id) < (:before, :below)
+    ORDER BY finished_at, id LIMIT :most)
 """
 # The bound on finished_at makes an analysed file use both columns of the index instead of sorting.
 NTH_NEWEST: Final = """
-SELECT finished_at FROM treadle_jobs INDEXED BY treadle_jobs_ended
-WHERE state = {state} AND state >= 7 AND finished_at >= 0 ORDER BY finished_at DESC LIMIT 1 OFFSET :skip
+SELECT finished_at, id FROM treadle_jobs INDEXED BY treadle_jobs_ended
+WHERE state = {state} AND state >= 7 AND finished_at >= 0 ORDER BY finished_at DESC, id DESC LIMIT 1 OFFSET :skip
 """
 
 
-def prune(session: Session, state: JobState, before: int, most: int) -> int:
-    """Delete up to *most* jobs that ended in *state* before the moment *before* (microseconds).
+def prune(session: Session, state: JobState, before: int, most: int, below: int = 0) -> int:
+    """Delete up to *most* jobs that ended in *state* before the moment *before*, oldest first.
 
     Their arguments, results, attempts and tags go with them in the same transaction.
+
+    Args:
+        session: an open transaction.
+        state: an ended state.
+        before: a moment, microseconds.
+        most: length of the slice.
+        below: of the jobs that ended at *before* itself, those with smaller ids go too.
 
     Returns:
         How many were deleted; fewer than *most* means none are left.
     """
-    return session.change(OLD.format(state=_ended(state)), {"before": before, "most": most})
+    return session.change(OLD.format(state=_ended(state)), {"before": before, "below": below, "most": most})
 
 
-def cutoff_by_count(session: Session, state: JobState, keep: int) -> int | None:
-    """The end time below which jobs of *state* exceed the newest *keep*; None when there are not so many.
+def cutoff_by_count(session: Session, state: JobState, keep: int) -> tuple[int, int] | None:
+    """Where jobs of *state* begin to exceed the newest *keep*: *before* and *below* of :func:`prune`.
 
-    Jobs settled together ended at one moment: those that ended with the last one to keep are kept too.
+    Jobs settled together ended at one moment; of them those with the larger ids count as newer.
+
+    Returns:
+        A moment and an id, None when there are not so many jobs.
     """
-    found: int | None = session.value(NTH_NEWEST.format(state=_ended(state)), {"skip": max(0, keep - 1)})
-    return found + 1 if found is not None and keep == 0 else found
+    row = session.row(NTH_NEWEST.format(state=_ended(state)), {"skip": max(0, keep - 1)})
+    if row is None:
+        return None
+    finished_at, number = row
+    return finished_at, number + (keep == 0)
 
 
 def _ended(state: JobState) -> int:

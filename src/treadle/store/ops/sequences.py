@@ -8,6 +8,13 @@ from treadle.store.session import Session
 
 BURN: Final = "UPDATE treadle_sequences SET next = next + :count WHERE name = :name RETURNING next - :count"
 
+LOCK: Final = "UPDATE treadle_sequences SET next = next WHERE name = 'job'"
+
+
+def lock(session: Session) -> None:
+    """Become the writer by changing nothing: a deferred transaction that has not read yet waits here."""
+    session.change(LOCK)
+
 
 def burn(session: Session, name: str, count: int) -> int:
     """Take *count* numbers of sequence *name*; the first is returned, the rest follow.

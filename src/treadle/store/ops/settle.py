@@ -14,7 +14,7 @@ import msgspec
 
 from treadle.model.job import JobState
 from treadle.model.settle import Transition
-from treadle.store.ops.insert import insert, placed
+from treadle.store.ops.insert import insert_accepted, placed
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 
@@ -82,7 +82,8 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
 
     Args:
         session: an open transaction.
-        transitions: what to store, each guarded by its own lease.
+        transitions: what to store, each guarded by its own lease. Of several for one lease the first is
+            stored, and the lease is among those returned, because the others are not.
         worker: name of the worker, for the history.
     """
     session.settle()
@@ -90,14 +91,19 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     others: list[Transition] = []
     for one in transitions:
         (ended if one.state is JobState.SUCCEEDED else others).append(one)
-    lost = _succeed(session, ended, worker) if ended else set()
+    times = {one.lease: (one.started_at, one.finished_at) for one in ended}
+    if len(times.keys() | {one.lease for one in others} if others else times) != len(transitions):
+        firsts, repeated = _first_of_each(transitions)
+        return sorted(repeated.union(apply(session, firsts, worker)))
+    lost = _succeed(session, ended, times, worker) if ended else set()
     if others:
         lost |= _move(session, others, worker)
     follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
     if follow:
         # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
         first = burn(session, "job", len(follow))
-        insert(session, follow, range(first, first + len(follow)))
+        # Past the caps: a full queue must not undo the work that asks for these jobs.
+        insert_accepted(session, follow, range(first, first + len(follow)))
     return sorted(lost)
 
 
@@ -117,8 +123,19 @@ def immediates(session: Session, job_id: int) -> dict[str, int]:
     return dict(session.rows(IMMEDIATES, (job_id,)))
 
 
-def _succeed(session: Session, ended: list[Transition], worker: str) -> set[int]:
-    times = {one.lease: (one.started_at, one.finished_at) for one in ended}
+def _first_of_each(transitions: Sequence[Transition]) -> tuple[list[Transition], set[int]]:
+    """The first transition of each lease, and the leases of the others."""
+    firsts: dict[int, Transition] = {}
+    repeated: set[int] = set()
+    for one in transitions:
+        if firsts.setdefault(one.lease, one) is not one:
+            repeated.add(one.lease)
+    return list(firsts.values()), repeated
+
+
+def _succeed(
+    session: Session, ended: list[Transition], times: dict[int, tuple[int, int]], worker: str
+) -> set[int]:
     stored = session.change(SUCCEEDED_HISTORY, {"times": _json(times), "worker": worker})
     lost: set[int] = set()
     if stored != len(ended):
@@ -160,9 +177,11 @@ def _move(session: Session, others: list[Transition], worker: str) -> set[int]:
 
 
 def _row(one: Transition) -> tuple[object, ...]:
+    # The history says why also where nothing was raised, as when a stop released the attempt.
+    message = one.reason if one.message is None else one.message
     return (
         one.lease, one.state.code, one.due_at, one.failed, one.reason, one.finished_at, one.outcome.code,
-        one.started_at, one.error_type, one.message, one.traceback, int(one.history),
+        one.started_at, one.error_type, message, one.traceback, int(one.history),
     )  # fmt: skip
 
 
