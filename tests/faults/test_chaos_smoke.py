@@ -86,6 +86,8 @@ def test_promise_4_stopped_worker_keeps_its_jobs(stage: Stage, tmp_path: Path) -
     job = stage.wait.enqueue(name="go on")
     with process("faults.stage", "worker", tmp_path, "first", log=tmp_path / "log") as first:
         eventually(lambda: stage.starts(job.id), "the first worker runs the job")
+        # A process stopped inside a write transaction holds SQLite's lock and blocks every writer: let it settle in.
+        two_beats(stage, "first")
         first.send(signal.SIGSTOP)
         with process("faults.stage", "worker", tmp_path, "second", log=tmp_path / "log"):
             two_beats(stage, "second")

@@ -163,9 +163,14 @@ class Connections:
         return self._waiters_folder / f"bell-{own_identity().pid}-{next(self._bells)}-{id(self):x}"
 
     def after_commit(self) -> None:
-        """Checkpoint when enough frames have gathered; call it inside the gate, outside any transaction."""
-        if self._frames >= defaults.CHECKPOINT_FRAMES:
-            self.checkpoint()
+        """Checkpoint when enough frames have gathered; call it outside the gate and any transaction."""
+        overdue = self._frames >= 2 * defaults.CHECKPOINT_FRAMES
+        if self._frames >= defaults.CHECKPOINT_FRAMES and self.enter_gate(blocking=overdue):
+            # A busy gate means that others write: one of them may do it, or our next commit; but not for ever.
+            try:
+                self.checkpoint()
+            finally:
+                self.leave_gate()
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, holding the write lock meanwhile.

@@ -19,7 +19,7 @@ from treadle.store.connections import Connections
 from treadle.store.replies import InstantReply, Reply
 from treadle.store.session import Session
 from treadle.store.sqlite import is_busy, translate
-from treadle.store.work import Answer, Operation, Work, bundles, fail, run_bundle, starting, tell
+from treadle.store.work import Answer, Operation, Work, bundles, failed, run_bundle, starting, tell
 
 T = TypeVar("T")
 GROUP_MOST = 512
@@ -73,10 +73,11 @@ class Lane:
             if not self._connections.enter_gate(blocking=False):
                 return None
             try:
-                self._transact([work], patient=False)
-                self._connections.after_commit()
+                answers = self._transact([work], patient=False)
             finally:
                 self._connections.leave_gate()
+            tell(answers)
+            self._connections.after_commit()
         except _StillBusy:
             return None
         finally:
@@ -169,25 +170,26 @@ class Lane:
             try:
                 self._connections.enter_gate(blocking=True)
             except TreadleError as error:
-                fail(starting(group), error)
+                tell(failed(starting(group), error))
                 return
             try:
-                self._transact(group, patient=True)
-                self._connections.after_commit()
+                answers = self._transact(group, patient=True)
             finally:
+                # Before anybody is told: a process stopped from now on keeps nobody else waiting.
                 self._connections.leave_gate()
+            tell(answers)
+            self._connections.after_commit()
 
-    def _transact(self, group: list[Work[Any]], *, patient: bool) -> None:
-        """One transaction for the group; every future that was not cancelled is answered on return."""
+    def _transact(self, group: list[Work[Any]], *, patient: bool) -> list[Answer]:
+        """One transaction for the group; what came of each that was not given up."""
         try:
             connection = self._begin(group, patient=patient)
         except (sqlite3.Error, TreadleError, OSError) as error:
-            fail(starting(group), self._told(error))
-            return
+            return failed(starting(group), self._told(error))
         running = starting(group) if connection is not None else []
         if connection is None or not running:
             self._connections.undo()
-            return
+            return []
         session = self._connections.session(connection)
         answers: list[Answer] = []
         try:
@@ -196,10 +198,9 @@ class Lane:
             connection.execute("COMMIT")
         except BaseException as error:
             self._connections.undo()
-            self._again_or_fail(running, error, patient=patient)
-            return
+            return self._again_or_fail(running, error, patient=patient)
         self._connections.committed(session)
-        tell(answers)
+        return answers
 
     def _run(self, session: Session, works: list[Work[Any]]) -> list[Answer]:
         if not works[0].guarded:
@@ -219,14 +220,12 @@ class Lane:
         connection.execute("RELEASE work")
         return answers
 
-    def _again_or_fail(self, running: list[Work[Any]], error: BaseException, *, patient: bool) -> None:
+    def _again_or_fail(self, running: list[Work[Any]], error: BaseException, *, patient: bool) -> list[Answer]:
         # The transaction is gone, so nothing was stored: the group runs once more, one by one, so that
         # the culprit fails alone.
         if len(running) == 1 or not patient or not isinstance(error, sqlite3.Error | TreadleError):
-            fail(running, self._told(error))
-            return
-        for work in running:
-            self._transact([work], patient=True)
+            return failed(running, self._told(error))
+        return [answer for work in running for answer in self._transact([work], patient=True)]
 
     def _begin(self, group: list[Work[Any]], *, patient: bool) -> sqlite3.Connection | None:
         """Open the write transaction; None when every caller gave up while we waited for the lock."""
@@ -254,7 +253,7 @@ class Lane:
         return error
 
     def _fail_waiting(self) -> None:
-        fail(starting(self._collect(None)), StoreClosed("The store was closed before this was stored."))
+        tell(failed(starting(self._collect(None)), StoreClosed("The store was closed before this was stored.")))
 
 
 class _StillBusy(Exception):

@@ -68,9 +68,9 @@ def tell(answers: Iterable[Answer]) -> None:
     deliver(answer.work.reply for answer in answers)
 
 
-def fail(works: list[Work[Any]], error: BaseException) -> None:
-    """Tell every one of *works* the same error."""
-    tell(Answer(work, None, error) for work in works)
+def failed(works: list[Work[Any]], error: BaseException) -> list[Answer]:
+    """The same error as the answer of every one of *works*."""
+    return [Answer(work, None, error) for work in works]
 
 
 def bundles(works: list[Work[Any]]) -> Iterator[list[Work[Any]]]:

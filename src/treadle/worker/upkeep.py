@@ -18,6 +18,7 @@ from treadle.host.files import FileIdentity, remove_quietly
 from treadle.host.guard import LockState, sqlite_locks
 from treadle.host.locks import Probe
 from treadle.host.process import ProcessIdentity, is_gone, own_identity
+from treadle.model.job import JobState
 from treadle.model.retention import Retention
 from treadle.store.ops import prune, workers
 from treadle.store.roster import SLOTS
@@ -135,7 +136,8 @@ class Upkeep:
 
     def look_after_unknown(self) -> None:
         """Hold jobs whose task no live worker knows; free those that this worker knows now."""
-        self._store.submit(partial(workers.free_known, tasks=self._tasks)).result()
+        if self._store.read(partial(workers.has_freeable, tasks=self._tasks)):
+            self._store.submit(partial(workers.free_known, tasks=self._tasks)).result()
         if self._store.read(workers.has_unknown):
             self._store.submit(workers.hold_unknown).result()
         if self._store.read(workers.has_orphans):
@@ -150,12 +152,17 @@ class Upkeep:
                 keep = rule.count
                 counted = self._store.read(partial(prune.cutoff_by_count, state=state, keep=keep))
                 cutoff = max(filter(None, (cutoff, counted)), default=None)
-            while cutoff is not None and not self._stop.is_set():
-                before, below = cutoff
-                slice_ = partial(prune.prune, state=state, before=before, below=below, most=defaults.PRUNE_SLICE)
-                if self._store.submit(slice_, guarded=False).result() < defaults.PRUNE_SLICE:
-                    break
-                self._stop.wait(0.02)
+            if cutoff is not None:
+                self._prune_state(state, *cutoff)
+
+    def _prune_state(self, state: JobState, before: int, below: int) -> None:
+        if not self._store.read(partial(prune.has_old, state=state, before=before, below=below)):
+            return
+        slice_ = partial(prune.prune, state=state, before=before, below=below, most=defaults.PRUNE_SLICE)
+        while not self._stop.is_set():
+            if self._store.submit(slice_, guarded=False).result() < defaults.PRUNE_SLICE:
+                return
+            self._stop.wait(0.02)
 
     def _is_dead(self, row: workers.IdentityRow) -> bool:
         if FileIdentity(row.dev, row.ino) == self._probe.identity:

@@ -13,6 +13,10 @@ DELETE FROM treadle_jobs WHERE id IN (
     WHERE state = {state} AND state >= 7 AND (finished_at, id) < (:before, :below)
     ORDER BY finished_at, id LIMIT :most)
 """
+ANY: Final = """
+SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_ended
+WHERE state = {state} AND state >= 7 AND (finished_at, id) < (:before, :below) LIMIT 1
+"""
 # The bound on finished_at makes an analysed file use both columns of the index instead of sorting.
 NTH_NEWEST: Final = """
 SELECT finished_at, id FROM treadle_jobs INDEXED BY treadle_jobs_ended
@@ -36,6 +40,11 @@ def prune(session: Session, state: JobState, before: int, most: int, below: int 
         How many were deleted; fewer than *most* means none are left.
     """
     return session.change(OLD.format(state=_ended(state)), {"before": before, "below": below, "most": most})
+
+
+def has_old(session: Session, state: JobState, before: int, below: int = 0) -> bool:
+    """True when :func:`prune` would find something; a read, so that idle costs nothing."""
+    return bool(session.rows(ANY.format(state=_ended(state)), {"before": before, "below": below}))
 
 
 def cutoff_by_count(session: Session, state: JobState, keep: int) -> tuple[int, int] | None:

@@ -68,6 +68,10 @@ UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id IN (
     SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_ready
     WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000)
 """
+FREEABLE: Final = """
+SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_held
+WHERE state = 6 AND reason GLOB 'unknown task*' AND task IN (SELECT value FROM json_each(:tasks)) LIMIT 1
+"""
 FREE: Final = """
 UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id IN (
     SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_held
@@ -244,6 +248,11 @@ def hold_unknown(session: Session) -> int:
         reason = f"{UNKNOWN_TASK}: no live worker knows {task!r}; it runs once one registers"
         held += session.change(HOLD, {"queue": queue, "task": task, "reason": reason})
     return held
+
+
+def has_freeable(session: Session, tasks: tuple[str, ...]) -> bool:
+    """True when a job is held for a task that is known now; a read, so that idle costs nothing."""
+    return bool(session.rows(FREEABLE, {"tasks": msgspec.json.encode(tasks).decode()}))
 
 
 def free_known(session: Session, tasks: tuple[str, ...]) -> int:
