@@ -104,7 +104,7 @@ class Store:
             OwnTransactionOpen: this thread's own transaction holds it.
         """
         here = self._lane.run_here(operation)
-        return self.wait(self.submit(operation)) if here is None else here.value()
+        return self.wait(self.submit(operation)) if here is None else here[0]
 
     async def arun(self, operation: Callable[[Session], T]) -> T:
         """The same for callers on an event loop; many at once share one commit."""
