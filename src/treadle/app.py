@@ -40,6 +40,7 @@ class Treadle(Reading):
         codecs: codecs of your own.
         lock_timeout: seconds enqueue waits for the write lock.
         max_size: bytes of database beyond which enqueue is refused.
+        min_free: bytes that enqueue leaves free on the disk, so that running work can still be settled.
         payload_cap: bytes the arguments of one job may have.
         auto_migrate: create and upgrade tables at the first use.
         clock: for tests.
@@ -64,11 +65,14 @@ class Treadle(Reading):
         codecs: Sequence[Codec] = (),
         lock_timeout: float | None = None,
         max_size: int | None = None,
+        min_free: int | None = None,
         payload_cap: int = defaults.PAYLOAD_CAP,
         auto_migrate: bool = True,
         clock: Clock | None = None,
     ) -> None:
-        self._given = Settings(store=store, durability=durability, lock_timeout=lock_timeout, max_size=max_size)
+        self._given = Settings(
+            store=store, durability=durability, lock_timeout=lock_timeout, max_size=max_size, min_free=min_free
+        )
         self._auto_migrate = auto_migrate
         self._clock = clock or SystemClock()
         self.payload_cap = payload_cap
@@ -214,10 +218,12 @@ class Treadle(Reading):
         assert settings.store is not None
         assert settings.durability is not None
         assert settings.lock_timeout is not None
+        assert settings.min_free is not None
         store = Store(
             settings.store,
             StoreOptions(
                 durability=settings.durability, lock_timeout=settings.lock_timeout, max_size=settings.max_size,
+                min_free=settings.min_free,
                 auto_migrate=self._auto_migrate,
             ),
             self._clock,

@@ -30,6 +30,7 @@ class Settings:
         durability: "full" or "normal".
         lock_timeout: seconds enqueue waits for the write lock.
         max_size: bytes of database beyond which enqueue is refused.
+        min_free: bytes that enqueue leaves free on the disk for running work.
         queues: names a worker takes, in order.
         concurrency: attempts a worker runs at once.
     """
@@ -38,6 +39,7 @@ class Settings:
     durability: str | None = None
     lock_timeout: float | None = None
     max_size: int | None = None
+    min_free: int | None = None
     queues: list[str] | None = None
     concurrency: int | None = None
 
@@ -46,6 +48,7 @@ DEFAULTS = Settings(
     store="sqlite:///treadle.db",
     durability=defaults.DURABILITY,
     lock_timeout=defaults.LOCK_TIMEOUT.total_seconds(),
+    min_free=defaults.MIN_FREE,
     concurrency=defaults.CONCURRENCY,
 )
 

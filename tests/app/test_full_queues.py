@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from treadle import Treadle
-from treadle.errors import QueueFull
+from treadle.errors import QueueFull, StoreFull
 from worker.kit import PATIENCE, open_app, states
 
 
@@ -64,3 +64,13 @@ def test_async_code_waits_for_room_too(app: Treadle) -> None:
             return [await job.aresult(timeout=PATIENCE) for job in jobs]
 
     assert asyncio.run(main()) == list(range(5))
+
+
+def test_min_free_keeps_room_for_running_work(tmp_path: Path) -> None:
+    """With less than min_free bytes on the disk enqueue is refused, naming the setting; nothing is stored."""
+    app = Treadle(f"sqlite:///{tmp_path / 'jobs.db'}", min_free=10**15)
+    job = app.remote("anything")
+    with pytest.raises(StoreFull, match="min_free"):
+        job.enqueue(number=1)
+    assert app.counts() == {}
+    app.close()
