@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from treadle import defaults, producing
+from treadle.changing import Changing
 from treadle.clock import Clock, SystemClock
 from treadle.declare import Declare, Policy
 from treadle.errors import ConfigurationError, StoreClosed
 from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.job import NewJob, Options
-from treadle.reading import Reading
 from treadle.settings import Settings, load
 from treadle.store import backup
 from treadle.store.ops import meta
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Treadle(Reading):
+class Treadle(Changing):
     """One application's tasks and the store they are kept in. Making one opens nothing.
 
     Args:

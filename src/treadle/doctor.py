@@ -93,7 +93,7 @@ def _library() -> Finding:
         return Finding(
             check="SQLite", level=Level.NOTE,
             text=f"Version {version} has the WAL-reset bug: Treadle cannot trigger it, other programs on the file can.",
-            remedy="Let nothing else write to the file, or use SQLite 3.51.3, 3.50.7 or 3.44.6.",
+            remedy="Let other programs on the file set PRAGMA wal_autocheckpoint=0, or use SQLite 3.51.3 or newer.",
         )  # fmt: skip
     return _ok("SQLite", f"version {version}")
 

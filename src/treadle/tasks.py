@@ -40,6 +40,18 @@ class Host(Protocol):
     def get(self, job_id: int) -> JobRecord:
         """One job's record."""
 
+    def retry(self, job_id: int) -> None:
+        """Run a job again."""
+
+    async def aretry(self, job_id: int) -> None:
+        """Run a job again."""
+
+    def cancel(self, job_id: int, reason: str) -> None:
+        """Call off a job."""
+
+    async def acancel(self, job_id: int, reason: str) -> None:
+        """Call off a job."""
+
     def result(self, job_id: int, task: TaskDefinition | None, timeout: float | None) -> Any:
         """A job's result, once it ended."""
 
@@ -97,6 +109,33 @@ class Job(Generic[R_co]):
     async def aresult(self, timeout: timedelta | float | None = None) -> R_co:
         """The same from async code."""
         return cast("R_co", await self._host.aresult(self.id, self._definition, _seconds(timeout)))
+
+
+    def retry(self) -> None:
+        """Make the job ready again after it failed, was held or cancelled: its budget is whole, its history stays.
+
+        Raises:
+            JobStateError: it is in another state.
+            JobNotFound: it was pruned.
+        """
+        self._host.retry(self.id)
+
+    async def aretry(self) -> None:
+        """The same from async code."""
+        await self._host.aretry(self.id)
+
+    def cancel(self, reason: str = "cancelled by hand") -> None:
+        """Call the job off before it begins; it is kept as ``cancelled`` with *reason*.
+
+        Raises:
+            JobStateError: it runs or has ended.
+            JobNotFound: it was pruned.
+        """
+        self._host.cancel(self.id, reason)
+
+    async def acancel(self, reason: str = "cancelled by hand") -> None:
+        """The same from async code."""
+        await self._host.acancel(self.id, reason)
 
 
 class Bound(Generic[P, R]):

@@ -16,8 +16,9 @@ ODD = {"wait": "await_jobs"}
 BLOCKING = {
     Treadle: {
         "enqueue_many", "get", "find", "counts", "queues", "workers", "next_due", "wait", "result",
+        "retry", "cancel",
     },
-    Job: {"result"}, Bound: {"enqueue"}, Task: {"enqueue"}, Remote: {"enqueue"},
+    Job: {"result", "retry", "cancel"}, Bound: {"enqueue"}, Task: {"enqueue"}, Remote: {"enqueue"},
 }  # fmt: skip
 PARTS = {"aopen", "store_soon"}
 """Coroutines that are no twins: what verbs are made of."""

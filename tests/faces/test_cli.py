@@ -288,3 +288,16 @@ def tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     rows = [(name, sql) for name, sql in found if name != "treadle_migrations"]
     connection.close()
     return rows
+
+
+def test_jobs_are_retried_and_cancelled_from_the_command_line(tmp_path: Path) -> None:
+    """``jobs cancel`` calls a ready job off, ``jobs retry`` brings it back, and a second retry is refused."""
+    app = Treadle(f"sqlite:///{tmp_path / 'jobs.db'}")
+    job = app.remote("work").enqueue(number=1)
+    assert run("jobs", "cancel", str(job.id), "--reason", "no need", folder=tmp_path)[0] == 0
+    assert (job.record().state, job.record().reason) == (JobState.CANCELLED, "no need")
+    assert run("jobs", "retry", str(job.id), folder=tmp_path)[0] == 0
+    assert job.record().state is JobState.READY
+    code, output = run("jobs", "retry", str(job.id), folder=tmp_path)
+    assert (code, "is ready and cannot be retried" in output) == (1, True)
+    app.close()

@@ -1,4 +1,4 @@
-"""``treadle jobs``: look at jobs."""
+"""``treadle jobs``: look at jobs, run them again, call them off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from treadle.store.ops import find
 
 @click.group()
 def jobs() -> None:
-    """Look at jobs."""
+    """Look at jobs, run them again, call them off."""
 
 
 @jobs.command("list")
@@ -74,6 +74,29 @@ def show_job(*, job_id: int, store: str | None, as_json: bool) -> None:
         say(f"result       {_inline(result)}")
     for attempt in job.attempts:
         _say_attempt(attempt)
+
+
+@jobs.command("retry")
+@click.argument("job_ids", metavar="ID...", type=int, nargs=-1, required=True)
+@store_option
+def retry_jobs(*, job_ids: tuple[int, ...], store: str | None) -> None:
+    """Run failed, held or cancelled jobs again, with their whole budget."""
+    with opened(store) as app:
+        for job_id in job_ids:
+            app.retry(job_id)
+            say(f"job {job_id} is ready again")
+
+
+@jobs.command("cancel")
+@click.argument("job_ids", metavar="ID...", type=int, nargs=-1, required=True)
+@click.option("--reason", default="cancelled by hand", show_default=True, help="Kept with the job.")
+@store_option
+def cancel_jobs(*, job_ids: tuple[int, ...], reason: str, store: str | None) -> None:
+    """Call off jobs that have not begun."""
+    with opened(store) as app:
+        for job_id in job_ids:
+            app.cancel(job_id, reason)
+            say(f"job {job_id} is cancelled")
 
 
 def payload(codec: str | None, data: bytes | None) -> object:
