@@ -23,7 +23,6 @@ LOCK_TIMEOUT: Final = timedelta(seconds=30)
 PAYLOAD_CAP: Final = 1_000_000
 RESULT_CAP: Final = 1_000_000
 ERROR_CAP: Final = 32_000
-LOG_CAP: Final = 64_000
 NESTING_CAP: Final = 200
 
 MIN_FREE: Final = 32_000_000

@@ -97,3 +97,18 @@ def test_a_chunk_has_at_least_one_job(app: Treadle, chunk: int) -> None:
     """A chunk of nothing would never end."""
     with pytest.raises(ConfigurationError, match="chunk"):
         app.enqueue_many([app.task(other).job(1)], chunk=chunk)
+
+
+def test_more_than_one_blob_of_arguments_is_stored_in_one_transaction(app: Treadle) -> None:
+    """Many jobs, and many bytes, travel in slices; every job keeps its own arguments."""
+
+    @app.task(name="keep")
+    def keep(number: int, text: str) -> None: ...
+
+    small = app.enqueue_many(keep.job(number, "") for number in range(2500))
+    large = app.enqueue_many(keep.job(number, "x" * 900_000) for number in range(40))
+    numbers = [app.get(job_id).arguments for job_id in (*small[::500], small[-1], large[0], large[-1])]
+    assert [data is not None and data[:14].split(b",")[0] for data in numbers] == [
+        b'{"number":%d' % number for number in (0, 500, 1000, 1500, 2000, 2499, 0, 39)
+    ]
+    assert len(set(small) | set(large)) == 2540

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
 from treadle import defaults
@@ -171,5 +171,3 @@ def _words(what: str, error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     return describe_exception(error, 1000)[1]
 
-
-Done = Callable[[Attempt, int, Outcome], None]

@@ -6,17 +6,19 @@ through SQL's JSON functions, which refuse blobs and cut text at NUL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final
 
 import msgspec
 
+from treadle import defaults
 from treadle.errors import QueueFull
 from treadle.model.job import JobState, NewJob, Options
 from treadle.store.session import Session
 
 LENGTH_BITS: Final = 31
+SLICE_BYTES: Final = 32_000_000
 
 JOBS: Final = """
 INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at)
@@ -59,7 +61,8 @@ def insert_accepted(session: Session, jobs: Sequence[NewJob], ids: Sequence[int]
         _insert_one(session, jobs[0], ids[0], now)
     else:
         for options, places in _grouped(jobs).items():
-            _insert_group(session, options, [(ids[place], jobs[place].data) for place in places], now)
+            for pieces in _slices([(ids[place], jobs[place].data) for place in places]):
+                _insert_group(session, options, pieces, now)
     session.ring()
 
 
@@ -111,6 +114,19 @@ def _grouped(jobs: Sequence[NewJob]) -> dict[Options, list[int]]:
 def _due(options: Options, now: int) -> tuple[int, int]:
     due_at = options.due_at if options.due_at is not None else now + options.delay
     return due_at, (JobState.SCHEDULED if due_at > now else JobState.READY).code
+
+
+def _slices(pieces: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Runs of pieces short enough to travel as one blob: SQLite takes at most a gigabyte in one value."""
+    held: list[tuple[int, bytes]] = []
+    size = 0
+    for piece in pieces:
+        if held and (len(held) == defaults.CHUNK or size + len(piece[1]) > SLICE_BYTES):
+            yield held
+            held, size = [], 0
+        held.append(piece)
+        size += len(piece[1])
+    yield held
 
 
 def _insert_one(session: Session, job: NewJob, number: int, now: int) -> None:
