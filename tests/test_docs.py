@@ -18,7 +18,7 @@ from treadle.cli.main import main
 from treadle.declare import Policy
 from treadle.model.settle import MOVES
 from treadle.settings import PREFIX, Settings
-from treadle.worker.worker import WorkerOptions
+from treadle.worker.options import WorkerOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "defaults.md"

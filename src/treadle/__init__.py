@@ -5,16 +5,31 @@ from __future__ import annotations
 from treadle.app import Treadle
 from treadle.clock import HeldClock
 from treadle.errors import TreadleError
-from treadle.model.job import Attempt, AttemptOutcome, JobFilter, JobRecord, JobState, NewJob, Page, WorkerRecord
+from treadle.handles import Arguments, Job
+from treadle.model.job import (
+    Attempt,
+    AttemptOutcome,
+    JobFilter,
+    JobRecord,
+    JobState,
+    LogRecord,
+    NewJob,
+    Page,
+    Pause,
+    Usage,
+    WorkerRecord,
+)
 from treadle.model.outcome import Abort, RetryAfter, Snooze
 from treadle.model.retention import Keep, Retention
 from treadle.model.retry import Backoff, Retry
-from treadle.tasks import Job, Task
+from treadle.tasks import Task
 from treadle.worker.context import JobContext, current_job
-from treadle.worker.worker import Worker, WorkerOptions
+from treadle.worker.options import WorkerOptions
+from treadle.worker.worker import Worker
 
 __all__ = [
     "Abort",
+    "Arguments",
     "Attempt",
     "AttemptOutcome",
     "Backoff",
@@ -25,8 +40,10 @@ __all__ = [
     "JobRecord",
     "JobState",
     "Keep",
+    "LogRecord",
     "NewJob",
     "Page",
+    "Pause",
     "Retention",
     "Retry",
     "RetryAfter",
@@ -34,6 +51,7 @@ __all__ = [
     "Task",
     "Treadle",
     "TreadleError",
+    "Usage",
     "Worker",
     "WorkerOptions",
     "WorkerRecord",

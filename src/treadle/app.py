@@ -12,25 +12,28 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from treadle import defaults, producing
-from treadle.changing import Changing
 from treadle.clock import Clock, SystemClock
 from treadle.declare import Declare, Policy
 from treadle.errors import ConfigurationError, StoreClosed
 from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.job import NewJob, Options
+from treadle.operating import Operating
+from treadle.options import check_name, on_event_loop
 from treadle.settings import Settings, load
 from treadle.store import backup
 from treadle.store.ops import meta
 from treadle.store.store import Store, StoreOptions
-from treadle.tasks import AsyncTask, Remote, Task, check_name, on_event_loop
+from treadle.tasks import AsyncTask, Remote, Task
+from treadle.worker.location import find_location
+from treadle.worker.options import WorkerOptions
 from treadle.worker.registry import Registry
-from treadle.worker.worker import Worker, WorkerOptions
+from treadle.worker.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Treadle(Changing):
+class Treadle(Operating):
     """One application's tasks and the store they are kept in. Making one opens nothing.
 
     Args:
@@ -146,13 +149,19 @@ class Treadle(Changing):
 
     def worker(self, options: WorkerOptions | None = None, /, **given: Any) -> Worker:
         """A worker for this app's tasks; see :class:`WorkerOptions` for what can be given."""
-        return Worker(lambda: self.store, self.registry, self.codecs, options or WorkerOptions(**given))
+        chosen = options or WorkerOptions(**given)
+        return Worker(lambda: self.store, self.registry, self.codecs, chosen, partial(find_location, self))
 
     def backup(self, target: Path | str) -> Path:
         """Copy the database to *target* while it is in use; workers refuse the copy until it is adopted."""
         return backup.backup(self.store, Path(target))
 
     # Life
+
+    @property
+    def clock(self) -> Clock:
+        """Where times come from."""
+        return self._clock
 
     @property
     def settings(self) -> Settings:

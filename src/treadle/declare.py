@@ -7,23 +7,27 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypedDict, TypeVar, overload
+from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from treadle import defaults
 from treadle.clock import to_duration
 from treadle.errors import ConfigurationError
+from treadle.handles import Host
 from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import Options
 from treadle.model.parameters import body_of
 from treadle.model.retry import Retry
 from treadle.model.signature import Signature
-from treadle.tasks import AsyncTask, Host, Task, as_retry, check_name, check_priority
+from treadle.options import as_retry, check_name, check_priority, delay_of
+from treadle.tasks import AsyncTask, Task
 from treadle.worker.context import JobContext
 from treadle.worker.registry import Registry
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LEAST_MEMORY: Final = 64_000_000
+"""Bytes a child process needs for Python itself, the app and some room."""
 STARTED: Final = ("__main__", "__mp_main__")
 """What the module a program was started with is called while it runs; the second one by multiprocessing."""
 
@@ -32,7 +36,11 @@ class Policy(TypedDict, total=False):
     """What ``@app.task(...)`` accepts.
 
     ``name`` is by default the module and qualified name; ``aliases`` are older names that stored jobs may carry;
-    ``retry`` is a :class:`Retry` or a number of retries; ``timeout`` is in seconds.
+    ``retry`` is a :class:`Retry` or a number of retries; ``timeout`` is in seconds. ``isolation="process"`` runs each
+    attempt in a child process that can be killed, ``memory`` caps what that may have, in bytes. ``grace`` is how long
+    an attempt that should stop may take (seconds). ``on_crash="hold"`` parks a job whose process died under it as
+    "outcome unknown" instead of running it again; ``crashes`` is the cap for the others. ``version`` is that of the
+    parameters; see :meth:`treadle.Task.upcast`.
     """
 
     name: str
@@ -43,6 +51,12 @@ class Policy(TypedDict, total=False):
     timeout: timedelta | float | None
     codec: str
     result_cap: int
+    isolation: Literal["process"] | None
+    memory: int | None
+    grace: timedelta | float | None
+    on_crash: Literal["retry", "hold"]
+    crashes: int
+    version: int
 
 
 class Declare:
@@ -100,10 +114,13 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
         timeout=None if timeout is None else _positive(timeout),
         result_cap=policy.get("result_cap", defaults.RESULT_CAP),
         is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(body),
+        version=_counted("version", policy.get("version", 1), 1),
+        **_stopping(policy),
     )
     options = Options(
         task=name,
         codec=codec.name,
+        version=definition.version,
         queue=check_name("queue", policy.get("queue", defaults.QUEUE), 100),
         priority=check_priority(policy.get("priority", defaults.PRIORITY)),
     )
@@ -133,6 +150,31 @@ def _imported_name(module: str) -> str:
     if spec is not None:
         return str(spec.name)
     return Path(file).stem if file else module
+
+
+def _stopping(policy: Policy) -> dict[str, Any]:
+    """What a policy says about how attempts are stopped, and about those that end with their process."""
+    isolation, memory, grace = policy.get("isolation"), policy.get("memory"), policy.get("grace")
+    if isolation not in (None, "process"):
+        raise ConfigurationError(f"isolation={isolation!r} must be 'process' or None.")
+    if memory is not None and isolation is None:
+        raise ConfigurationError("memory= caps a process; pass isolation='process' with it.")
+    on_crash = policy.get("on_crash", "retry")
+    if on_crash not in ("retry", "hold"):
+        raise ConfigurationError(f"on_crash={on_crash!r} must be 'retry' or 'hold'.")
+    crashes = _counted("crashes", policy.get("crashes", defaults.CRASH_CAP), 1)
+    return {
+        "isolated": isolation == "process",
+        "memory": None if memory is None else _counted("memory", memory, LEAST_MEMORY),
+        "grace": None if grace is None else delay_of("grace", grace),
+        "crash_cap": 0 if on_crash == "hold" else crashes,
+    }
+
+
+def _counted(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be a whole number from {least:,} on.")
+    return value
 
 
 def _positive(timeout: timedelta | float) -> int:

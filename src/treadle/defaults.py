@@ -17,12 +17,14 @@ RETRY_FACTOR: Final = 2.0
 RETRY_CAP: Final = timedelta(hours=1)
 RETRY_JITTER: Final = 0.1
 CRASH_CAP: Final = 3
+CANCEL_GRACE: Final = timedelta(seconds=10)
 
 DURABILITY: Final = "full"
 LOCK_TIMEOUT: Final = timedelta(seconds=30)
 PAYLOAD_CAP: Final = 1_000_000
 RESULT_CAP: Final = 1_000_000
 ERROR_CAP: Final = 32_000
+LOG_CAP: Final = 64_000
 NESTING_CAP: Final = 200
 
 MIN_FREE: Final = 32_000_000

@@ -25,6 +25,7 @@ TreadleError
 ├── QueueFull                     the queue reached its length cap
 ├── JobNotFound                   no job has this id
 ├── JobStateError                 the job is in the wrong state for the verb
+├── WorkerNotFound                no worker of this name or slot is registered
 ├── LeaseLost                     this attempt no longer owns its job
 └── ResultError                   the result is not to be had
     ├── ResultTimeout             the job did not end in time
@@ -141,6 +142,10 @@ class JobNotFound(TreadleError):
 
 class JobStateError(TreadleError):
     """The job is in a state in which the verb makes no sense."""
+
+
+class WorkerNotFound(TreadleError):
+    """No worker of this name or slot is registered."""
 
 
 class LeaseLost(TreadleError):

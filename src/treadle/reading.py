@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 from treadle import results
 from treadle.errors import JobNotFound
+from treadle.handles import Job
 from treadle.model.codec import CodecRegistry
 from treadle.model.definition import TaskDefinition
-from treadle.model.job import JobFilter, JobRecord, JobState, Page, WorkerRecord
-from treadle.store.ops import find
+from treadle.model.job import JobFilter, JobRecord, JobState, LogRecord, Page, Pause, WorkerRecord
+from treadle.store.ops import find, logs, pauses
 from treadle.store.roster import roster
 from treadle.store.session import Session
 from treadle.store.store import Store
-from treadle.tasks import Job
 
 T = TypeVar("T")
 Ids = Sequence[int | Job[Any]]
@@ -60,6 +60,14 @@ class Reading(ABC):
         """The same from async code."""
         return await self._aread(partial(find.find, which=which, before=before, most=size))
 
+    def count(self, which: JobFilter = ANY) -> int:
+        """How many jobs match."""
+        return self.store.read(partial(find.count, which=which, states=tuple(JobState)))
+
+    async def acount(self, which: JobFilter = ANY) -> int:
+        """The same from async code."""
+        return await self._aread(partial(find.count, which=which, states=tuple(JobState)))
+
     def counts(self) -> dict[str, dict[JobState, int]]:
         """How many jobs each queue has in each state."""
         return self.store.read(find.counts)
@@ -75,6 +83,30 @@ class Reading(ABC):
     async def aqueues(self) -> dict[str, tuple[int | None, str]]:
         """The same from async code."""
         return await self._aread(find.queues)
+
+    def pauses(self) -> tuple[Pause, ...]:
+        """Queues and tasks that are paused, with who said so and why."""
+        return self.store.read(pauses.every)
+
+    async def apauses(self) -> tuple[Pause, ...]:
+        """The same from async code."""
+        return await self._aread(pauses.every)
+
+    def logs(self, job: int | Job[Any] | None = None, *, after: int = 0, size: int = 500) -> tuple[LogRecord, ...]:
+        """What attempts logged, oldest first, of one job or of all; at most 1000 lines a call.
+
+        Args:
+            job: an id or a handle, None for every job.
+            after: only lines after this place: the ``seq`` of the last one seen.
+            size: how many.
+        """
+        return self.store.read(partial(logs.read, job_id=_id(job), after=after, most=size))
+
+    async def alogs(
+        self, job: int | Job[Any] | None = None, *, after: int = 0, size: int = 500
+    ) -> tuple[LogRecord, ...]:
+        """The same from async code."""
+        return await self._aread(partial(logs.read, job_id=_id(job), after=after, most=size))
 
     def workers(self) -> tuple[WorkerRecord, ...]:
         """Registered workers; *alive* is read from their locks."""
@@ -131,6 +163,10 @@ def _get(job_id: int, session: Session) -> JobRecord:
     if found is None:
         raise JobNotFound(f"There is no job {job_id}; it was never stored, or it was pruned.")
     return found
+
+
+def _id(job: int | Job[Any] | None) -> int | None:
+    return job.id if isinstance(job, Job) else job
 
 
 def _ids(jobs: Ids) -> list[int]:

@@ -1,141 +1,25 @@
-"""Tasks as users hold them: callable functions that can also be enqueued, and handles of what was."""
+"""Tasks as users hold them: callable functions that can also be enqueued."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
 from inspect import isroutine
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from treadle import defaults
-from treadle.clock import to_duration, to_micros
 from treadle.errors import ConfigurationError
+from treadle.handles import Arguments, Host, Job
 from treadle.model.codec import Codec, check_size
 from treadle.model.definition import TaskDefinition
 from treadle.model.extra import encode_extra
-from treadle.model.job import JobRecord, NewJob, Options
-from treadle.model.retry import DELAY_MAX, Retry
+from treadle.model.job import NewJob, Options
+from treadle.model.retry import Retry
+from treadle.options import as_retry, check_name, check_priority, delay_of, expiry_of, moment_of, tags_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-
-class Host(Protocol):
-    """What tasks and handles need of their app."""
-
-    @property
-    def payload_cap(self) -> int:
-        """Bytes the arguments of one job may have."""
-
-    def store_now(self, job: NewJob, connection: object | None) -> int:
-        """Store one job and return its id after the commit."""
-
-    async def store_soon(self, job: NewJob) -> int:
-        """Store one job from async code and return its id after the commit."""
-
-    def get(self, job_id: int) -> JobRecord:
-        """One job's record."""
-
-    def retry(self, job_id: int) -> None:
-        """Run a job again."""
-
-    async def aretry(self, job_id: int) -> None:
-        """Run a job again."""
-
-    def cancel(self, job_id: int, reason: str) -> None:
-        """Call off a job."""
-
-    async def acancel(self, job_id: int, reason: str) -> None:
-        """Call off a job."""
-
-    def result(self, job_id: int, task: TaskDefinition | None, timeout: float | None) -> Any:
-        """A job's result, once it ended."""
-
-    async def aresult(self, job_id: int, task: TaskDefinition | None, timeout: float | None) -> Any:
-        """A job's result, once it ended."""
-
-
-class Job(Generic[R_co]):
-    """A handle of one stored job.
-
-    Attributes:
-        id: the job's id, for ever its own.
-        task: the name it was stored under.
-    """
-
-    __slots__ = ("_definition", "_host", "id", "task")
-
-    def __init__(self, job_id: int, task: str, host: Host, definition: TaskDefinition | None = None) -> None:
-        self.id = job_id
-        self.task = task
-        self._host = host
-        self._definition = definition
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id} {self.task}>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and (self.id, self._host) == (other.id, other._host)
-
-    def __hash__(self) -> int:
-        return hash(self.id)
-
-    def record(self) -> JobRecord:
-        """What the database knows about the job now.
-
-        Raises:
-            JobNotFound: it was pruned.
-        """
-        return self._host.get(self.id)
-
-    def result(self, timeout: timedelta | float | None = None) -> R_co:
-        """Wait until the job ended and return what its handler returned.
-
-        Args:
-            timeout: seconds to wait, None without limit.
-
-        Raises:
-            ResultTimeout: it did not end in time; it goes on.
-            JobFailed: it ended without success.
-            ResultNotStored: it succeeded, but its result was not kept.
-            JobNotFound: it was pruned.
-        """
-        return cast("R_co", self._host.result(self.id, self._definition, _seconds(timeout)))
-
-    async def aresult(self, timeout: timedelta | float | None = None) -> R_co:
-        """The same from async code."""
-        return cast("R_co", await self._host.aresult(self.id, self._definition, _seconds(timeout)))
-
-
-    def retry(self) -> None:
-        """Make the job ready again after it failed, was held or cancelled: its budget is whole, its history stays.
-
-        Raises:
-            JobStateError: it is in another state.
-            JobNotFound: it was pruned.
-        """
-        self._host.retry(self.id)
-
-    async def aretry(self) -> None:
-        """The same from async code."""
-        await self._host.aretry(self.id)
-
-    def cancel(self, reason: str = "cancelled by hand") -> None:
-        """Call the job off before it begins; it is kept as ``cancelled`` with *reason*.
-
-        Raises:
-            JobStateError: it runs or has ended.
-            JobNotFound: it was pruned.
-        """
-        self._host.cancel(self.id, reason)
-
-    async def acancel(self, reason: str = "cancelled by hand") -> None:
-        """The same from async code."""
-        await self._host.acancel(self.id, reason)
 
 
 class Bound(Generic[P, R]):
@@ -217,6 +101,23 @@ class Task(Bound[P, R]):
         """What a worker knows about this task."""
         return self._definition
 
+    def unschedule(self, job: int | Job[Any]) -> Arguments:
+        """Call off a job that has not begun and return its arguments; nothing of it is kept.
+
+        Returns:
+            What it was enqueued with, typed as the function's parameters: ``task(*found.args, **found.kwargs)``.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobStateError: it has begun, or it is a job of another task. It is left alone.
+            UndecodablePayload, SignatureMismatch: its arguments cannot be read by this function. It is left alone.
+        """
+        return self._host.unschedule(self._definition, job.id if isinstance(job, Job) else job)
+
+    async def aunschedule(self, job: int | Job[Any]) -> Arguments:
+        """The same from async code."""
+        return await self._host.aunschedule(self._definition, job.id if isinstance(job, Job) else job)
+
     def using(
         self,
         *,
@@ -224,6 +125,7 @@ class Task(Bound[P, R]):
         run_at: datetime | None = None,
         priority: int | None = None,
         queue: str | None = None,
+        expires: timedelta | float | datetime | None = None,
         retry: Retry | int | None = None,
         meta: Mapping[str, object] | None = None,
         tags: Sequence[str] = (),
@@ -236,6 +138,8 @@ class Task(Bound[P, R]):
             run_at: aware datetime before which it may not run.
             priority: -100 to 100, higher first.
             queue: name of another queue.
+            expires: seconds or timedelta from now, or aware datetime, after which no attempt may start: then the
+                job becomes ``cancelled``.
             retry: another retry policy, or a number of retries; the task's exception rules stay.
             meta: small JSON object stored with the job.
             tags: words to find jobs by.
@@ -250,10 +154,11 @@ class Task(Bound[P, R]):
             self._options,
             queue=self._options.queue if queue is None else check_name("queue", queue, 100),
             priority=self._options.priority if priority is None else check_priority(priority),
-            delay=0 if delay is None else _delay(delay),
-            due_at=None if run_at is None else _moment(run_at),
+            delay=0 if delay is None else delay_of("delay", delay),
+            due_at=None if run_at is None else moment_of("run_at", run_at),
             extra=encode_extra(None if retry is None else as_retry(retry), meta),
-            tags=_tags(tags),
+            tags=tags_of(tags),
+            **expiry_of(expires),
         )
         return Bound(self._host, self._definition, options, connection)
 
@@ -290,75 +195,3 @@ class Remote:
     async def aenqueue(self, **arguments: object) -> Job[Any]:
         """The same from async code."""
         return Job(await self._host.store_soon(self.job(**arguments)), self._options.task, self._host)
-
-
-def as_retry(given: Retry | int) -> Retry:
-    """A retry policy from one, or from a number of retries: the default policy with that number.
-
-    Raises:
-        ConfigurationError: it is neither.
-
-    Example:
-        >>> as_retry(3) == Retry(3)
-        True
-    """
-    return given if isinstance(given, Retry) else Retry(given)
-
-
-def check_priority(value: int) -> int:
-    """Return *value* if it is a priority.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    low, high = defaults.PRIORITY_RANGE
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigurationError(f"priority={value!r} must be a whole number from {low} to {high}.")
-    return value
-
-
-def check_name(what: str, value: str, most: int) -> str:
-    """Return *value* if it is a usable name: printable text without control characters.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if not isinstance(value, str) or not 1 <= len(value) <= most or not value.isprintable():
-        raise ConfigurationError(f"{what}={value!r} must be 1 to {most} printable characters.")
-    return value
-
-
-def on_event_loop() -> bool:
-    """True on a thread whose event loop is running."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _delay(delay: timedelta | float) -> int:
-    try:
-        micros = to_duration(delay)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigurationError(f"delay={delay!r} must be a timedelta or seconds.") from error
-    if micros > to_duration(DELAY_MAX):
-        raise ConfigurationError(f"delay={delay!r} is longer than {DELAY_MAX.days} days.")
-    return max(0, micros)
-
-
-def _moment(run_at: datetime) -> int:
-    try:
-        return to_micros(run_at)
-    except ValueError as error:
-        raise ConfigurationError(f"run_at={error}") from error
-
-
-def _tags(tags: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(tags, str):
-        raise ConfigurationError(f"tags={tags!r} is one text; pass a list of words.")
-    return tuple(dict.fromkeys(check_name("tag", tag, 100) for tag in tags))
-
-
-def _seconds(timeout: timedelta | float | None) -> float | None:
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout

@@ -16,9 +16,10 @@ ODD = {"wait": "await_jobs"}
 BLOCKING = {
     Treadle: {
         "enqueue_many", "get", "find", "counts", "queues", "workers", "next_due", "wait", "result",
-        "retry", "cancel",
+        "retry", "cancel", "reschedule", "set_priority", "move", "delete", "unschedule", "count", "logs", "pauses",
+        "pause", "resume", "drain", "evict",
     },
-    Job: {"result", "retry", "cancel"}, Bound: {"enqueue"}, Task: {"enqueue"}, Remote: {"enqueue"},
+    Job: {"result", "retry", "cancel"}, Bound: {"enqueue"}, Task: {"enqueue", "unschedule"}, Remote: {"enqueue"},
 }  # fmt: skip
 PARTS = {"aopen", "store_soon"}
 """Coroutines that are no twins: what verbs are made of."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from faults.helpers import eventually
 from faults.stage import Stage, build
+from treadle.store.ops import rescue as rescuing
 from treadle.store.ops import workers
 
 
@@ -36,7 +37,7 @@ def rescue_all(stage: Stage) -> None:
     """Do to every registered worker what is done to dead ones."""
     store = stage.app.store
     for row in store.read(workers.identities):
-        store.submit(partial(workers.rescue_dead, slot=row.slot, epoch=row.epoch, worker="forced")).result()
+        store.submit(partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker="forced")).result()
 
 
 if __name__ == "__main__":

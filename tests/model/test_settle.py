@@ -23,6 +23,8 @@ from treadle.model.job import (
 )
 from treadle.model.outcome import (
     Aborted,
+    Cancelled,
+    Crashed,
     Failed,
     Held,
     Outcome,
@@ -33,8 +35,8 @@ from treadle.model.outcome import (
     not_stored,
     why_not_stored,
 )
-from treadle.model.retry import Retry
-from treadle.model.settle import MOVES, Transition, check_move, settle, succeeded
+from treadle.model.retry import Retry, kinds_of
+from treadle.model.settle import MOVES, Transition, called_off, check_move, settle, succeeded
 
 S = JobState
 NOW = 1_700_000_000_000_000
@@ -48,12 +50,12 @@ class HashMismatch(ValueError):
 
 def claimed(failures: int = 0, attempt: int = 1) -> Claimed:
     """An attempt that ended."""
-    return Claimed(7, "mail", attempt, failures, 0, 0, 1, 1, "json", 2, None, "default", 99, b"{}", BEGAN)
+    return Claimed(7, "mail", attempt, failures, 0, 0, 1, 1, "json", 2, None, 1, "default", 99, b"{}", BEGAN)
 
 
 def failed(error: BaseException | None = None) -> Failed:
     """What a handler that raised came to."""
-    return Failed(error or ValueError("no"), "ValueError", "no", "traceback")
+    return Failed(kinds_of(error or ValueError("no")), "ValueError", "no", "traceback")
 
 
 def told(outcome: Outcome, retry: Retry | None = None, failures: int = 0, **more: object) -> Transition:
@@ -244,20 +246,23 @@ outcomes = st.one_of(
     st.builds(Released, st.text(max_size=5), st.booleans()),
     st.builds(Held, st.text(max_size=5)),
     st.builds(Aborted, st.text(max_size=5)),
+    st.builds(Cancelled, st.text(max_size=5)),
+    st.builds(Crashed, st.text(max_size=5), st.none() | st.text(max_size=5)),
 )
 
 
 @given(
     outcomes, retries, st.integers(0, 30), st.floats(0, 1, exclude_max=True),
-    st.dictionaries(st.sampled_from(["ValueError", "HashMismatch"]), st.integers(0, 3)),
+    st.dictionaries(st.sampled_from(["ValueError", "HashMismatch"]), st.integers(0, 3)), st.integers(0, 4),
 )  # fmt: skip
 def test_settle_only_makes_legal_moves(
-    outcome: Outcome, retry: Retry, failures: int, luck: float, immediates: dict[str, int]
+    outcome: Outcome, retry: Retry, failures: int, luck: float, immediates: dict[str, int], cap: int
 ) -> None:
     """Whatever comes, a running job goes where MOVES allows, and no count or moment runs backwards."""
-    found = settle(claimed(failures), outcome, retry, BEGAN, NOW, luck, immediates)
+    found = settle(claimed(failures), outcome, retry, BEGAN, NOW, luck, immediates, cap)
     check_move(S.RUNNING, found.state)
     assert found.failed in (0, 1)
+    assert found.crashed == isinstance(outcome, Crashed)
     assert found.due_at is None or found.due_at >= NOW
     assert (found.state is S.SCHEDULED) <= (found.due_at is not None)
     assert (found.state is S.HELD) <= (found.reason is not None)
@@ -265,10 +270,39 @@ def test_settle_only_makes_legal_moves(
     assert found.history or isinstance(outcome, Released)
 
 
+@given(outcomes, retries, st.integers(0, 30), st.integers(0, 4))
+def test_what_is_called_off_is_never_tried_again(outcome: Outcome, retry: Retry, failures: int, cap: int) -> None:
+    """A wish to cancel that came meanwhile lets a success stand and ends everything else, whatever was decided."""
+    decided = settle(claimed(failures), outcome, retry, BEGAN, NOW, 0.5, {}, cap)
+    found = called_off(decided, "not wanted")
+    check_move(S.RUNNING, found.state)
+    assert found.state is (S.SUCCEEDED if isinstance(outcome, Succeeded) else S.CANCELLED)
+    assert (found.lease, found.error_type, found.traceback) == (decided.lease, decided.error_type, decided.traceback)
+    assert isinstance(outcome, Succeeded) or (found.reason, found.due_at, found.immediate) == ("not wanted", None, None)
+
+
+@pytest.mark.parametrize(
+    ("crashes", "cap", "state"), [(0, 3, S.READY), (1, 3, S.READY), (2, 3, S.HELD), (0, 1, S.HELD)]
+)
+def test_crashes_have_a_cap_of_their_own(crashes: int, cap: int, state: JobState) -> None:
+    """A crash spends no retry; at the cap the job is held and says how its process ended."""
+    job = claimed()._replace(crashes=crashes)
+    found = settle(job, Crashed("its process was killed by SIGSEGV (11)"), Retry(0), BEGAN, NOW, crash_cap=cap)
+    assert (found.state, found.outcome, found.failed, found.crashed) == (state, AttemptOutcome.CRASHED, 0, 1)
+    assert state is S.READY or "SIGSEGV" in str(found.reason)
+
+
+def test_work_that_must_not_be_repeated_is_held_at_its_first_crash() -> None:
+    """With the cap 0 nobody knows what the attempt has done, and a person has to say."""
+    found = settle(claimed(), Crashed("its process exited with code 3"), Retry(5), BEGAN, NOW, crash_cap=0)
+    assert found.state is S.HELD
+    assert str(found.reason).startswith("outcome unknown: its process exited with code 3")
+
+
 @given(st.sampled_from(get_args(Outcome)))
 def test_every_kind_of_outcome_is_tried(kind: type) -> None:
     """The strategy above leaves none out."""
-    assert kind in (Succeeded, Failed, Snoozed, RetryLater, Released, Held, Aborted)
+    assert kind in (Succeeded, Failed, Snoozed, RetryLater, Released, Held, Aborted, Cancelled, Crashed)
 
 
 def test_every_state_has_its_moves() -> None:

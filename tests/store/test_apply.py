@@ -26,7 +26,8 @@ from treadle.clock import HeldClock, to_datetime
 from treadle.errors import QueueFull, StoreError
 from treadle.model.job import AttemptOutcome, Claimed, JobState
 from treadle.model.settle import Transition
-from treadle.store.ops import find, meta, settle, workers
+from treadle.store.ops import find, meta, settle
+from treadle.store.ops import rescue as rescuing
 from treadle.store.store import Store
 
 EVERY_BYTE = bytes(range(256))
@@ -35,7 +36,7 @@ READY = JobState.READY
 
 def rescue(store: Store, epoch: int = 1) -> int:
     """Take the jobs of a worker back, as if it were dead."""
-    return store.run(partial(workers.rescue, epoch=epoch, worker="w", why="test", cap=100))
+    return store.run(partial(rescuing.rescue, epoch=epoch, worker="w", why="test"))
 
 
 def result(store: Store, number: int) -> bytes | None:
@@ -375,7 +376,7 @@ def test_live_tells_leases_that_still_hold(store: Store) -> None:
     first, second, third = take(store)
     apply(store, success(first))
     leases = [first.lease, second.lease, third.lease, 10_000]
-    assert store.read(partial(settle.live, leases=leases)) == {second.lease, third.lease}
+    assert store.read(partial(settle.live, leases=leases)) == {second.lease: None, third.lease: None}
 
 
 @pytest.mark.parametrize("size", [1, 500])

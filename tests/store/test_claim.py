@@ -25,7 +25,8 @@ from store.making import (
 from treadle.clock import HeldClock, to_datetime
 from treadle.errors import StoreError
 from treadle.model.job import Claimed, JobState
-from treadle.store.ops.claim import INLINE_MOST, PROMOTE_LEAST, arguments, claim
+from treadle.store.ops.claim import INLINE_MOST, PROMOTE_LEAST, arguments, claim, expire, has_expired
+from treadle.store.ops.rescue import rescue
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -37,7 +38,7 @@ def ids(taken: list[Claimed]) -> list[int]:
 
 def test_a_claim_of_nothing_brings_nothing(store: Store) -> None:
     """An empty store gives no jobs and no next moment."""
-    assert claims(store) == ([], None)
+    assert claims(store) == ([], None, False)
 
 
 def test_higher_priority_comes_first(store: Store) -> None:
@@ -117,7 +118,7 @@ def test_a_claim_tells_everything_about_a_job(store: Store) -> None:
     (number,) = put(store, data=b"[1]", queue="q", priority=4, codec="json", due_at=START - 7)
     (found,) = take(store)
     assert found == (
-        number, "mail", 1, 0, 0, 4, START - 7, START, "json", 3, None, "q", found.lease, b"[1]", START
+        number, "mail", 1, 0, 0, 4, START - 7, START, "json", 3, None, 1, "q", found.lease, b"[1]", START
     )  # fmt: skip
 
 
@@ -287,3 +288,50 @@ def test_a_settled_job_is_not_taken_again(store: Store) -> None:
     put(store)
     apply(store, success(take(store)[0]))
     assert take(store) == []
+
+
+# --- expiry and crash caps ------------------------------------------------------------------------------
+
+
+def test_an_expired_job_is_not_started(store: Store, clock: HeldClock) -> None:
+    """At the moment it expires it is called off instead; jobs behind it run."""
+    late, timely = put(store, expires_in=10 * SECOND)[0], put(store, expires_in=11 * SECOND)[0]
+    clock.advance(seconds=10)
+    found = claims(store)
+    assert ([each.id for each in found.jobs], found.more) == ([timely], True)
+    record = get(store, late)
+    assert (record.state, record.attempt, record.lease) == (JobState.CANCELLED, 0, None)
+    assert str(record.reason).startswith("expired")
+
+
+def test_expired_arguments_do_not_shift_those_of_others(store: Store, clock: HeldClock) -> None:
+    """Each claimed job gets its own bytes, whatever expired beside it."""
+    for place in range(6):
+        put(store, data=b"[%d]" % place, expires_in=SECOND if place % 2 else None)
+    clock.advance(seconds=5)
+    assert [each.data for each in take(store)] == [b"[0]", b"[2]", b"[4]"]
+
+
+def test_a_sweep_calls_off_what_no_claim_meets(store: Store, clock: HeldClock) -> None:
+    """Scheduled and blocked jobs expire too, and keep their reason."""
+    scheduled, blocked = put(store, delay=100 * SECOND, expires_in=SECOND)[0], put(store, expires_in=SECOND)[0]
+    change(store, "UPDATE treadle_jobs SET state = 4, reason = 'task paused' WHERE id = ?", blocked)
+    assert not store.read(has_expired)
+    clock.advance(seconds=2)
+    assert store.read(has_expired)
+    assert store.run(expire) == 2
+    assert {get(store, number).state for number in (scheduled, blocked)} == {JobState.CANCELLED}
+    assert "(task paused)" in str(get(store, blocked).reason)
+    assert not store.read(has_expired)
+
+
+def test_a_claim_writes_the_crash_cap_of_its_task(store: Store) -> None:
+    """Whoever rescues the job later need not know its task."""
+    put(store), put(store, task="pay")
+    store.run(partial(claim, request=request(tasks=("mail", "pay"))._replace(caps='{"pay":0}')))
+    rows = store.read(lambda session: session.rows("SELECT task, crash_cap FROM treadle_jobs ORDER BY id"))
+    assert rows == [("mail", 3), ("pay", 0)]
+    store.run(partial(rescue, epoch=1, worker="w", why="crash: test"))
+    states = {record.task: record for record in map(partial(get, store), (1, 2))}
+    assert states["mail"].state is JobState.READY
+    assert (states["pay"].state, str(states["pay"].reason)[:15]) == (JobState.HELD, "outcome unknown")

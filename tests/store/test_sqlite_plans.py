@@ -12,11 +12,32 @@ from types import ModuleType
 import pytest
 
 from store.making import START, register
-from treadle.store.ops import claim, find, insert, meta, notes, prune, sequences, settle, workers
+from treadle.store.ops import (
+    change,
+    claim,
+    find,
+    heads,
+    insert,
+    logs,
+    meta,
+    notes,
+    pauses,
+    prune,
+    rescue,
+    sequences,
+    settle,
+    unknown,
+    workers,
+)
 from treadle.store.store import Store, StoreOptions
 
-HOT: tuple[ModuleType, ...] = (claim, insert, notes, prune, sequences, settle, workers)
-PARTIAL = ("treadle_jobs_ready", "treadle_jobs_scheduled", "treadle_jobs_running", "treadle_jobs_held")
+HOT: tuple[ModuleType, ...] = (
+    claim, heads, insert, logs, notes, pauses, prune, rescue, sequences, settle, unknown, workers,
+)  # fmt: skip
+PARTIAL = (
+    "treadle_jobs_ready", "treadle_jobs_scheduled", "treadle_jobs_running", "treadle_jobs_held", "treadle_jobs_blocked",
+    "treadle_jobs_expiring", "treadle_jobs_cancelling",
+)  # fmt: skip
 """Indexes of living jobs: reading one from end to end is reading what is alive."""
 FILL = """
 INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at, attempt, lease, epoch, finished_at,
@@ -38,6 +59,10 @@ INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_a
 def statements() -> dict[str, str]:
     """Every SQL constant of the hot operations, by name."""
     found: dict[str, str] = {"find.ONE": find.ONE, "find.ENDING": find.ENDING, "meta.GET": meta.GET}
+    found |= {"find.SETTLED": find.SETTLED, "find.LAST_SETTLED": find.LAST_SETTLED, "find.NEWEST": find.NEWEST}
+    for made in (change.retry(), change.cancel("x"), change.reschedule(1), change.set_priority(1), change.move("q")):
+        for place, text in enumerate((*made.statements, *made.then)):
+            found[f"change.{made.refusal[:9]} {place}"] = text
     found |= {"find.ATTEMPTS": find.ATTEMPTS, "find.TAGS": find.TAGS, "find.STATES_OF": find.STATES_OF}
     for module in HOT:
         for name, value in vars(module).items():
@@ -96,8 +121,8 @@ def full_scans(steps: list[str]) -> list[str]:
 def test_the_statements_were_found() -> None:
     """The tests below look at what they claim to look at."""
     expected = {
-        "claim.NEXT_DUE", "claim.PROMOTE", "claim.READY_QUEUES", "claim.TAKE", "claim.ARGUMENTS", "workers.RESCUE",
-        "workers.CRASHED_HISTORY", "workers.HEAD_TASKS", "workers.HOLD", "workers.FREE", "prune.OLD",
+        "claim.NEXT_DUE", "claim.PROMOTE", "heads.READY_QUEUES", "claim.TAKE", "claim.ARGUMENTS", "rescue.RESCUE",
+        "rescue.CRASHED_HISTORY", "heads.HEAD_TASKS", "unknown.HOLD", "unknown.FREE", "prune.OLD",
         "insert.JOBS", "insert.PAYLOADS", "insert.LENGTH", "sequences.BURN", "notes.PROGRESS", "notes.CHECKPOINT",
     }  # fmt: skip
     assert expected <= set(STATEMENTS)
@@ -119,7 +144,7 @@ def test_no_hot_statement_builds_an_index(kind: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name in STATEMENTS if name.startswith(("claim.PICK", "claim.PROMOTE", "workers.HEAD")))
+    "name", sorted(name for name in STATEMENTS if name.startswith(("claim.PICK", "claim.PROMOTE", "heads.HEAD")))
 )
 def test_order_comes_from_the_index(kind: Path, name: str) -> None:
     """What is taken in order is not sorted first, however long the queue."""
@@ -158,11 +183,11 @@ def steps_of(path: Path, sql: str, values: object) -> int:
     [
         ("claim.NEXT_DUE", {}),
         ("claim.PROMOTE", {"now": START, "most": 10}),
-        ("claim.TAKE", {"lease": 10**9, "epoch": 1, "ids": "[93,193,293]", "now": START}),
+        ("claim.TAKE", {"lease": 10**9, "epoch": 1, "ids": "[93,193,293]", "now": START, "cap": 3}),
         ("prune.OLD", {"before": 10**9, "below": 0, "most": 10}),
-        ("workers.HEAD_TASKS", {"queue": "q10"}),
-        ("workers.HOLD", {"queue": "q10", "task": "none", "reason": "unknown task"}),
-        ("claim.READY_QUEUES", {}),
+        ("heads.HEAD_TASKS", {"queue": "q10"}),
+        ("unknown.HOLD", {"queue": "q10", "task": "none", "reason": "unknown task"}),
+        ("heads.READY_QUEUES", {}),
         ("find.ONE", [100]),
         ("find.ENDING", [100]),
     ],

@@ -7,16 +7,22 @@ from functools import partial
 import pytest
 
 from store.making import SECOND, START, apply, change, count, get, one, put, register, state, success, take
-from treadle import defaults
 from treadle.clock import HeldClock, to_datetime
 from treadle.model.job import AttemptOutcome, JobState
-from treadle.store.ops import workers
+from treadle.store.ops import rescue as rescuing
+from treadle.store.ops import unknown, workers
+from treadle.store.ops.heads import heads
 from treadle.store.store import Store
 
 
-def rescue(store: Store, epoch: int = 1, cap: int = defaults.CRASH_CAP) -> int:
+def rescue(store: Store, epoch: int = 1) -> int:
     """Take the jobs of a worker back, as if its death were proved."""
-    return store.run(partial(workers.rescue, epoch=epoch, worker="w1", why="test", cap=cap))
+    return store.run(partial(rescuing.rescue, epoch=epoch, worker="w1", why="crash: test"))
+
+
+def unknown_waits(store: Store) -> bool:
+    """Whether a job waits whose task nobody knows."""
+    return store.read(lambda session: unknown.has_unknown(session, heads(session)))
 
 
 def rows(store: Store) -> list[workers.WorkerRow]:
@@ -93,7 +99,7 @@ def test_a_sign_of_life_is_written(store: Store, clock: HeldClock) -> None:
     """Seen_at follows the clock, started_at does not."""
     register(store, 1, epoch=1)
     clock.advance(seconds=7)
-    assert store.run(partial(workers.seen, slot=1, epoch=1))
+    assert store.run(partial(workers.seen, slot=1, epoch=1)) == ""
     (row,) = rows(store)
     assert (row.started_at, row.seen_at) == (START, START + 7 * SECOND)
 
@@ -112,8 +118,8 @@ def test_identities_prove_who_is_dead(store: Store) -> None:
     register(store, 2, epoch=5)
     register(store, 1, epoch=4)
     assert store.read(workers.identities) == [
-        workers.IdentityRow(1, 4, "w1", 101, 5, 6, "boot", 7, 8),
-        workers.IdentityRow(2, 5, "w2", 102, 5, 6, "boot", 7, 8),
+        workers.IdentityRow(1, 4, "w1", 101, 5, 6, "boot", 7, 8, START),
+        workers.IdentityRow(2, 5, "w2", 102, 5, 6, "boot", 7, 8, START),
     ]
 
 
@@ -169,7 +175,7 @@ def test_the_crash_cap_holds_with_the_reason(store: Store) -> None:
     (number,) = put(store)
     for _ in range(3):
         take(store)
-        rescue(store, cap=3)
+        rescue(store)
     found = get(store, number)
     assert (found.state, found.crashes, found.failures) == (JobState.HELD, 3, 0)
     assert found.reason is not None
@@ -183,7 +189,7 @@ def test_below_the_crash_cap_it_runs_again(store: Store) -> None:
     (number,) = put(store)
     for _ in range(2):
         take(store)
-        rescue(store, cap=3)
+        rescue(store)
     assert state(store, number) is JobState.READY
 
 
@@ -191,7 +197,7 @@ def test_rescuing_the_dead_forgets_them(store: Store) -> None:
     """A dead worker's registration goes with its jobs."""
     register(store, 1, epoch=1)
     one(store)
-    assert store.run(partial(workers.rescue_dead, slot=1, epoch=1, worker="w1")) == 1
+    assert store.run(partial(rescuing.rescue_dead, slot=1, epoch=1, worker="w1")) == 1
     assert rows(store) == []
 
 
@@ -201,9 +207,9 @@ def test_orphans_are_noticed_and_taken_back(store: Store) -> None:
     put(store, 2)
     (orphan,) = take(store, 1, epoch=1)
     (owned,) = take(store, 1, epoch=2)
-    assert store.read(workers.has_orphans)
-    assert store.run(workers.rescue_orphans) == 1
-    assert not store.read(workers.has_orphans)
+    assert store.read(rescuing.has_orphans)
+    assert store.run(rescuing.rescue_orphans) == 1
+    assert not store.read(rescuing.has_orphans)
     assert [state(store, each.id) for each in (orphan, owned)] == [JobState.READY, JobState.RUNNING]
 
 
@@ -211,13 +217,13 @@ def test_a_task_nobody_knows_is_held_with_the_reason(store: Store) -> None:
     """Jobs of a task no registered worker knows are held; nothing of their budget is spent."""
     register(store, 1, epoch=1)
     strange, known = put(store, task="strange")[0], put(store)[0]
-    assert store.read(workers.has_unknown)
-    assert store.run(workers.hold_unknown) == 1
+    assert unknown_waits(store)
+    assert store.run(unknown.hold_unknown) == 1
     found = get(store, strange)
     assert (found.state, found.attempt, found.failures) == (JobState.HELD, 0, 0)
     assert found.reason == "unknown task: no live worker knows 'strange'; it runs once one registers"
     assert state(store, known) is JobState.READY
-    assert not store.read(workers.has_unknown)
+    assert not unknown_waits(store)
 
 
 def test_a_task_any_worker_knows_is_not_held(store: Store) -> None:
@@ -225,14 +231,14 @@ def test_a_task_any_worker_knows_is_not_held(store: Store) -> None:
     register(store, 1, epoch=1)
     register(store, 2, epoch=2, tasks=("scan",))
     put(store, task="scan")
-    assert store.run(workers.hold_unknown) == 0
+    assert store.run(unknown.hold_unknown) == 0
 
 
 def test_registering_frees_what_it_knows(store: Store) -> None:
     """Held jobs of an unknown task are ready again when a worker that knows it registers."""
     register(store, 1, epoch=1)
     strange = put(store, 2, task="strange")
-    store.run(workers.hold_unknown)
+    store.run(unknown.hold_unknown)
     register(store, 2, epoch=2, tasks=("strange",))
     assert {state(store, number) for number in strange} == {JobState.READY}
     assert get(store, strange[0]).reason is None
@@ -241,12 +247,12 @@ def test_registering_frees_what_it_knows(store: Store) -> None:
 def test_free_known_frees_only_known_tasks(store: Store) -> None:
     """What is still unknown, and what is held for another reason, stays held."""
     register(store, 1, epoch=1)
-    known, unknown = put(store, task="a")[0], put(store, task="b")[0]
+    known, strange = put(store, task="a")[0], put(store, task="b")[0]
     (parked,) = put(store, task="a", queue="other")
     change(store, "UPDATE treadle_jobs SET state = 6, reason = 'by hand' WHERE id = ?", parked)
-    store.run(workers.hold_unknown)
-    assert store.run(partial(workers.free_known, tasks=("a",))) == 1
-    states = [state(store, number) for number in (known, unknown, parked)]
+    store.run(unknown.hold_unknown)
+    assert store.run(partial(unknown.free_known, tasks=("a",))) == 1
+    states = [state(store, number) for number in (known, strange, parked)]
     assert states == [JobState.READY, JobState.HELD, JobState.HELD]
 
 
@@ -255,6 +261,6 @@ def test_any_task_name_is_held_and_freed(store: Store, name: str) -> None:
     """Odd letters in task names match only themselves."""
     register(store, 1, epoch=1)
     (number,) = put(store, task=name)
-    store.run(workers.hold_unknown)
+    store.run(unknown.hold_unknown)
     assert state(store, number) is JobState.HELD
-    assert store.run(partial(workers.free_known, tasks=(name,))) == 1
+    assert store.run(partial(unknown.free_known, tasks=(name,))) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from treadle import AttemptOutcome, JobContext, JobState, Retry, Treadle, current_job
 from treadle.errors import ConfigurationError, InvalidPayload, LeaseLost
-from treadle.store.ops import workers
+from treadle.store.ops import rescue as rescuing
 from worker.kit import PATIENCE, eventually, heard, open_app
 
 
@@ -26,7 +26,7 @@ def take_away(app: Treadle) -> None:
     """Give every running job to others, as a rescue does."""
     for worker in app.workers():
         app.store.submit(
-            partial(workers.rescue, epoch=worker.epoch, worker=worker.name, why="the test said so")
+            partial(rescuing.rescue, epoch=worker.epoch, worker=worker.name, why="the test said so")
         ).result()
 
 

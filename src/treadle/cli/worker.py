@@ -19,7 +19,9 @@ from treadle.cli.store import store_option, url_of
 from treadle.errors import ConfigurationError, StoreError, TreadleError
 from treadle.host.process import stop_own_process
 from treadle.model.retention import Keep, Retention
-from treadle.worker.worker import Worker, WorkerOptions
+from treadle.worker.capture import capture_logging, capture_output
+from treadle.worker.options import WorkerOptions
+from treadle.worker.worker import Worker
 
 STORE_LOST = 70
 DAYS = click.FloatRange(min=0, max=36_500)
@@ -138,7 +140,8 @@ def kept(succeeded: float | None, failed: float | None) -> Retention:
 
 def _run(working: Worker, app: Treadle) -> None:
     try:
-        working.run()
+        with capture_logging(), capture_output():
+            working.run()
     except TreadleError as error:
         if working.failure is None:
             raise

@@ -120,3 +120,17 @@ def conflicting_pid(descriptor: int, kind: int, start: int, length: int) -> int 
     answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock(kind, start, length))
     found, _, _, _, pid = _FLOCK.unpack(answer)
     return None if found == fcntl.F_UNLCK else int(pid)
+
+
+def anybody_locks(path: Path) -> bool:
+    """True when any byte of the file *path* is locked by somebody, on Linux; False when there is no such file."""
+    if kind_here() is None or not hasattr(fcntl, "F_OFD_GETLK"):
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return conflicting_pid(descriptor, fcntl.F_WRLCK, 0, 0) is not None
+    finally:
+        os.close(descriptor)

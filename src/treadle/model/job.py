@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from treadle import defaults
 
@@ -77,6 +77,11 @@ class Options:
     extra: str | None = None
     """JSON object of what only some jobs carry: retry override, meta; None for most."""
     tags: tuple[str, ...] = ()
+    expires_in: int | None = None
+    expires_at: int | None = None
+    """No attempt starts after it; wins over *expires_in*, which counts from the enqueue."""
+    version: int = 1
+    """The version of the task's parameters that the arguments are stored under."""
 
 
 class NewJob(NamedTuple):
@@ -103,10 +108,25 @@ class Claimed(NamedTuple):
     codec: str
     size: int | None
     extra: str | None
+    version: int
     queue: str
     lease: int
     data: bytes | None
     claimed_at: int
+
+
+class Usage(NamedTuple):
+    """What an attempt in a process of its own used.
+
+    Attributes:
+        peak_rss: most memory in RAM, bytes; None where unknown.
+        cpu: processor time, microseconds, its subprocesses included; None where unknown.
+        exit_code: of the process when it ended with the attempt, -9 for signal 9; None when it lived on.
+    """
+
+    peak_rss: int | None
+    cpu: int | None
+    exit_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +143,52 @@ class Attempt:
     error_type: str | None = None
     message: str | None = None
     traceback: str | None = None
+    seq: int = 0
+    """Place in commit order; the cursor of ``app.stream()``."""
+    task: str | None = None
+    """Only where attempts of many jobs are read together."""
+    usage: Usage | None = None
+
+
+class LogLine(NamedTuple):
+    """One line a running attempt logged or printed.
+
+    Attributes:
+        logged_at: microseconds since 1970 UTC.
+        level: as in Python's ``logging``: 10 debug … 50 critical.
+        source: the logger's name, ``stdout``, ``stderr``, or ``job`` for ``job.log()``.
+        text: one line, or several of one record.
+    """
+
+    logged_at: int
+    level: int
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord:
+    """A stored line, as ``app.logs()`` returns it; *seq* is commit order."""
+
+    seq: int
+    job_id: int
+    lease: int
+    logged_at: datetime
+    level: int
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A queue or task nobody may start jobs of."""
+
+    kind: Literal["queue", "task"]
+    name: str
+    paused_at: datetime
+    paused_by: str
+    reason: str
+    until: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +224,10 @@ class JobRecord:
     tags: tuple[str, ...] = ()
     progress: Progress | None = None
     attempts: tuple[Attempt, ...] = ()
+    expires_at: datetime | None = None
+    cancel_reason: str | None = None
+    """Why the running attempt was asked to stop; None when nobody asked."""
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +244,11 @@ class JobFilter:
     task: str | None = None
     states: tuple[JobState, ...] = ()
     tag: str | None = None
+    error: str | None = None
+    """Class of an error one of its attempts ended with, as the history shows it: ``ValueError``."""
+    enqueued_after: datetime | None = None
+    enqueued_before: datetime | None = None
+    ended_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,3 +276,6 @@ class WorkerRecord:
     alive: bool
     stalled: bool
     running: int
+    orders: str | None = None
+    """``pause`` or ``drain`` when somebody asked for it."""
+    ordered_by: str | None = None

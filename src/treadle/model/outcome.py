@@ -44,9 +44,13 @@ class Succeeded(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """The handler raised *error*; *error_type*, *message* and *traceback* are storable text."""
+    """The handler raised; *error_type*, *message* and *traceback* are storable text.
 
-    error: BaseException
+    *kinds* names the error's class and its bases, nearest first: rules go by names, because an error of a child
+    process is never rebuilt.
+    """
+
+    kinds: tuple[str, ...]
     error_type: str
     message: str
     traceback: str
@@ -84,7 +88,20 @@ class Aborted(NamedTuple):
     reason: str
 
 
-Outcome = Succeeded | Failed | Snoozed | RetryLater | Released | Held | Aborted
+class Cancelled(NamedTuple):
+    """The attempt ended because somebody asked it to."""
+
+    reason: str
+
+
+class Crashed(NamedTuple):
+    """The attempt's own process ended under it; *message* says how, *traceback* is its last stack when known."""
+
+    message: str
+    traceback: str | None = None
+
+
+Outcome = Succeeded | Failed | Snoozed | RetryLater | Released | Held | Aborted | Cancelled | Crashed
 
 
 class Snooze(Exception):

@@ -156,15 +156,24 @@ class Retry:
             immediates: immediate retries spent so far, by class name.
             luck: a random number in [0, 1) for the jitter.
         """
-        for cls in type(exc).__mro__:
-            name = class_name(cls)
-            if immediates.get(name, 0) < self.immediately.get(cls, 0):
-                nth = immediates.get(name, 0) + 1
-                return Decision("now", 0, name, f"{name}: immediate retry {nth} of {self.immediately[cls]}")
-            if cls in self.never:
-                return Decision("stop", 0, None, f"{name} is never retried")
-            if cls in self.on:
-                return self.on[cls].decide(exc, failures, immediates, luck=luck)
+        return self.decide_for(kinds_of(exc), failures, immediates, luck=luck)
+
+    def decide_for(
+        self, kinds: Sequence[str], failures: int, immediates: Mapping[str, int], *, luck: float = 0.5
+    ) -> Decision:
+        """The same for an error known by the names of its class and bases, nearest first."""
+        if self.immediately or self.never or self.on:
+            now = {class_name(cls): count for cls, count in self.immediately.items()}
+            never = {class_name(cls) for cls in self.never}
+            on = {class_name(cls): policy for cls, policy in self.on.items()}
+            for name in kinds:
+                if immediates.get(name, 0) < now.get(name, 0):
+                    nth = immediates.get(name, 0) + 1
+                    return Decision("now", 0, name, f"{name}: immediate retry {nth} of {now[name]}")
+                if name in never:
+                    return Decision("stop", 0, None, f"{name} is never retried")
+                if name in on:
+                    return on[name].decide_for(kinds, failures, immediates, luck=luck)
         if failures > self.retries:
             return Decision("stop", 0, None, f"all {self.retries} retries are spent")
         return Decision("later", self.delay(failures, luck), None, f"retry {failures} of {self.retries}")
@@ -242,6 +251,16 @@ class Retry:
         if self.on:
             plain["on"] = {class_name(cls): policy._plain() for cls, policy in self.on.items()}
         return plain
+
+
+def kinds_of(exc: BaseException) -> tuple[str, ...]:
+    """The names of an error's class and its bases, nearest first.
+
+    Example:
+        >>> kinds_of(KeyError())[:3]
+        ('KeyError', 'LookupError', 'Exception')
+    """
+    return tuple(class_name(cls) for cls in type(exc).__mro__)
 
 
 def _refuse(what: str) -> NoReturn:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from treadle import defaults
 from treadle.errors import JobStateError
-from treadle.model.job import AttemptOutcome, Claimed, JobState, NewJob
+from treadle.model.job import AttemptOutcome, Claimed, JobState, LogLine, NewJob, Usage
 from treadle.model.outcome import (
     Aborted,
+    Cancelled,
+    Crashed,
     Failed,
     Held,
     Outcome,
@@ -61,6 +64,11 @@ class Transition(NamedTuple):
     """False for a lease returned before its handler began: that leaves no row."""
     immediate: str | None = None
     """Error class whose immediate retry this is; counted apart, persisted."""
+    crashed: int = 0
+    """1 when this attempt ended with its own process."""
+    usage: Usage | None = None
+    logs: tuple[LogLine, ...] = ()
+    """Lines not stored yet."""
 
 
 def check_move(before: JobState, after: JobState) -> None:
@@ -82,6 +90,7 @@ def settle(
     now: int,
     luck: float = 0.5,
     immediates: dict[str, int] | None = None,
+    crash_cap: int = defaults.CRASH_CAP,
 ) -> Transition:
     """Decide what *outcome* makes of *job*.
 
@@ -93,6 +102,7 @@ def settle(
         now: when it ended, microseconds.
         luck: random number in [0, 1) for the jitter.
         immediates: immediate retries already granted, by error class name.
+        crash_cap: crashes at which the job is held; 0 when it must not be repeated blindly.
 
     Returns:
         The transition to store.
@@ -115,6 +125,10 @@ def settle(
             return base._replace(
                 state=S.FAILED, outcome=AttemptOutcome.ABORTED, failed=1, reason=reason, message=reason
             )
+        case Cancelled(reason):
+            return base._replace(state=S.CANCELLED, outcome=AttemptOutcome.CANCELLED, reason=reason)
+        case Crashed():
+            return _crashed(base, job, outcome, crash_cap)
     raise AssertionError(f"unreachable: {outcome!r}")
 
 
@@ -124,6 +138,34 @@ def succeeded(job: Claimed, outcome: Succeeded, started_at: int, now: int) -> Tr
         job.lease, job.id, S.SUCCEEDED, AttemptOutcome.SUCCEEDED, started_at, now,
         None, 0, outcome.reason, None, None, None, outcome.codec, outcome.data, outcome.follow,
     )  # fmt: skip
+
+
+def called_off(one: Transition, reason: str) -> Transition:
+    """What *one* becomes when its job was asked to stop: a success counts, anything else is no reason to try again.
+
+    What the attempt came to stays in the history.
+    """
+    if one.state is S.SUCCEEDED:
+        return one
+    quiet = one.outcome in (AttemptOutcome.RELEASED, AttemptOutcome.SNOOZED)
+    return one._replace(
+        state=S.CANCELLED, outcome=AttemptOutcome.CANCELLED if quiet else one.outcome, due_at=None,
+        reason=reason, message=one.reason if one.message is None else one.message, immediate=None,
+    )  # fmt: skip
+
+
+def _crashed(base: Transition, job: Claimed, outcome: Crashed, cap: int) -> Transition:
+    told = base._replace(
+        outcome=AttemptOutcome.CRASHED, crashed=1, message=f"crash: {outcome.message}", traceback=outcome.traceback
+    )
+    if cap == 0:
+        reason = f'outcome unknown: {outcome.message}, and on_crash is "hold"'
+        return told._replace(state=S.HELD, reason=reason)
+    if job.crashes + 1 >= cap:
+        times = job.crashes + 1
+        reason = f"crash cap: its attempts ended with their process {times} times; the last time {outcome.message}"
+        return told._replace(state=S.HELD, reason=reason)
+    return told
 
 
 def _failed(
@@ -140,7 +182,7 @@ def _failed(
         message=outcome.message,
         traceback=outcome.traceback,
     )
-    decision = retry.decide(outcome.error, job.failures + 1, immediates, luck=luck)
+    decision = retry.decide_for(outcome.kinds, job.failures + 1, immediates, luck=luck)
     match decision.kind:
         case "now":
             return told._replace(due_at=base.finished_at, immediate=decision.counted)

@@ -147,7 +147,7 @@ class Connections:
     def committed(self, session: Session) -> None:
         """Ring the bell when the transaction made work, and count what it added to the write-ahead log."""
         if session.rings:
-            self._ringer.ring()
+            self._ringer.ring(session.rings)
         if session.settles:
             self._waiters.ring()
         changes = session.connection.total_changes

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from treadle import defaults
 from treadle.clock import to_datetime, to_duration
+from treadle.errors import WorkerNotFound
 from treadle.host.files import FileIdentity
 from treadle.host.locks import Probe
+from treadle.host.roll import read_roll
 from treadle.model.job import WorkerRecord
-from treadle.store.ops import workers
+from treadle.store.ops import rescue, workers
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -28,6 +32,23 @@ def roster(store: Store, session: Session) -> tuple[WorkerRecord, ...]:
         probe.close()
 
 
+def evict(store: Store, meant: Callable[[WorkerRecord], bool], why: str, session: Session) -> int:
+    """Take the jobs and registrations of the workers that are *meant* away; how many jobs is returned.
+
+    Raises:
+        WorkerNotFound: there is no such worker.
+    """
+    found = [record for record in roster(store, session) if meant(record)]
+    if not found:
+        raise WorkerNotFound("No such worker is registered; see 'treadle workers list'.")
+    taken = 0
+    for one in found:
+        begun = read_roll(store.facts.side / f"roll-{one.epoch}")
+        taken += rescue.evict(session, one.slot, one.epoch, one.name, why, begun) or 0
+    session.ring(b"o")
+    return taken
+
+
 def _record(row: workers.WorkerRow, probe: Probe, now: int) -> WorkerRecord:
     alive = FileIdentity(row.dev, row.ino) != probe.identity or not probe.is_free(row.slot)
     return WorkerRecord(
@@ -36,4 +57,5 @@ def _record(row: workers.WorkerRow, probe: Probe, now: int) -> WorkerRecord:
         queues=tuple(msgspec.json.decode(row.queues)), tasks=tuple(msgspec.json.decode(row.tasks)),
         concurrency=row.concurrency, alive=alive,
         stalled=alive and now - row.seen_at > to_duration(defaults.STALLED_AFTER), running=row.running,
+        orders=row.orders, ordered_by=row.ordered_by,
     )  # fmt: skip

@@ -28,7 +28,7 @@ class Session:
         self.connection = connection
         self.dialect = dialect
         self.clock = clock
-        self.rings = False
+        self.rings = b""
         self.settles = False
         self._cursor = connection.cursor()
         # A caller's connection may make rows of its own kind; ours are plain tuples.
@@ -52,9 +52,14 @@ class Session:
         """Run *sql* and return how many rows it changed."""
         return self._cursor.execute(sql, parameters).rowcount
 
-    def ring(self) -> None:
-        """Ask for the bell to ring once this transaction has committed."""
-        self.rings = True
+    def ring(self, token: bytes = b"r") -> None:
+        """Ask for the bell to ring once this transaction has committed.
+
+        Args:
+            token: what is new: "r" work, "c" running jobs to cancel, "o" orders for workers.
+        """
+        if token not in self.rings:
+            self.rings += token
 
     def settle(self) -> None:
         """Ask for everybody who waits for a job's end to be told once this transaction has committed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -14,12 +14,12 @@ import msgspec
 from treadle import defaults
 from treadle.clock import SECOND, Clock
 from treadle.errors import StoreClosed, StoreLost, TreadleError
-from treadle.host.bells import Bell
 from treadle.store.ops.claim import Claim, ClaimRequest, claim
 from treadle.store.ops.settle import release
 from treadle.store.store import Store
 from treadle.store.watch import Watch
 from treadle.worker.crew import Crew
+from treadle.worker.options import Queues
 from treadle.worker.presence import Presence
 
 AHEAD: Final = 0.06
@@ -32,9 +32,6 @@ QUICK_FOR: Final = 2.0
 """After a ring from inside a caller's transaction: its commit comes later and nobody rings for it."""
 log = logging.getLogger("treadle.worker")
 
-Queues = Sequence[str] | Mapping[str, int] | None
-
-
 class Claimer:
     """Claims jobs for a crew; one task on the worker's event loop.
 
@@ -44,6 +41,7 @@ class Claimer:
         crew: who runs them.
         queues: names in strict order, names with weights, or None for every queue.
         tasks: task names this worker knows.
+        caps: JSON object of the crash caps of tasks that have one of their own, empty for none.
         clock: for due times and rates.
         on_fatal: called when the store can no longer be used.
     """
@@ -55,6 +53,7 @@ class Claimer:
         crew: Crew,
         queues: Queues,
         tasks: tuple[str, ...],
+        caps: str,
         clock: Clock,
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
@@ -63,6 +62,7 @@ class Claimer:
         self._crew = crew
         self._queues = queues
         self._tasks = msgspec.json.encode(tasks).decode()
+        self._caps = caps
         self._clock = clock
         self._on_fatal = on_fatal
         self._wake = asyncio.Event()
@@ -75,6 +75,7 @@ class Claimer:
         self._rated_at = clock.monotonic()
         self._turn = 0
         self._owed: list[int] = []
+        self._paused = False
         self.idle = asyncio.Event()
         """Set while there is nothing to claim and nothing runs."""
 
@@ -88,12 +89,18 @@ class Claimer:
         self._more = True
         self._wake.set()
 
-    def rung(self, bell: Bell) -> None:
+    def rung(self, tokens: bytes) -> None:
         """The bell rang: there may be work."""
-        tokens = bell.drain()
         if b"t" in tokens:
             self._quick_until = self._clock.monotonic() + QUICK_FOR
         self.look()
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - the state itself
+        """Claim nothing more, or go on."""
+        if paused != self._paused:
+            log.info("The worker is paused." if paused else "The worker goes on.")
+            self._paused = paused
+            self.look()
 
     async def serve(self) -> None:
         """Claim until cancelled."""
@@ -129,12 +136,12 @@ class Claimer:
             await self._sleep(0.5)
             return
         self._crew.pump()
-        room = self._room() if self._more else 0
+        room = self._room() if self._more and not self._paused else 0
         if room > 0:
             self._more = False  # a ring that comes during the claim sets it again, and must not be lost
             found = await self._claim(room)
             self._crew.take(found.jobs)
-            self._more = self._more or len(found.jobs) >= room
+            self._more = self._more or found.more or len(found.jobs) >= room
             self._next_due = found.next_due
             if self._more or found.jobs:
                 return
@@ -160,7 +167,7 @@ class Claimer:
 
     async def _claim(self, most: int) -> Claim:
         self._turn += 1
-        request = ClaimRequest(self._order(), self._tasks, most, self._presence.epoch, self._turn)
+        request = ClaimRequest(self._order(), self._tasks, most, self._presence.epoch, self._turn, self._caps)
         return await self._store.apatient(partial(claim, request=request))
 
     def _order(self) -> tuple[str, ...] | None:
@@ -177,7 +184,7 @@ class Claimer:
         if self._crew.buffered:
             await self._wait_beside_buffer()
             return
-        if not self._crew.running and not self._more:
+        if not self._crew.running and (not self._more or self._paused):
             self.idle.set()
         quick = self._clock.monotonic() < self._quick_until
         limit = QUICK_POLL if quick else defaults.POLL.total_seconds()
@@ -185,7 +192,7 @@ class Claimer:
             limit = min(limit, max(0.0, (self._next_due - self._clock.now()) / SECOND))
         if not await self._sleep(limit) and self._something_new():
             self._more = True
-        if self._more:
+        if self._more and not self._paused:
             self.idle.clear()
 
     def _something_new(self) -> bool:

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
-from treadle.clock import to_datetime
+from treadle.clock import Clock, to_datetime
 from treadle.errors import ConfigurationError, LeaseLost
 from treadle.model.codec import Codec
-from treadle.model.job import Claimed, NewJob
+from treadle.model.job import Claimed, LogLine, NewJob
+from treadle.model.lines import Lines
 from treadle.model.sanitise import clean_text
-from treadle.store.ops.notes import checkpoint, last_checkpoint
-from treadle.store.session import Session
 
-T = TypeVar("T")
+TAIL_MOST: Final = 16_000
+"""Characters without a line end that are kept together."""
 
 
 class Desk(Protocol):
-    """Where a running job's notes go; the worker is one."""
-
-    def write(self, operation: Callable[[Session], T]) -> Future[T]:
-        """Queue a guarded write."""
-
-    def read(self, operation: Callable[[Session], T]) -> Future[T]:
-        """Queue a read."""
+    """Where a running job's notes go: the worker, or in a child process the pipe to it."""
 
     def note_progress(self, lease: int, fraction: float, message: str) -> None:
         """Remember the last progress; written soon, at the latest with the outcome."""
 
+    def note_line(self, lease: int, line: LogLine) -> None:
+        """Keep a line; written soon, at the latest with the outcome."""
+
+    def write_checkpoint(self, lease: int, codec: str, data: bytes) -> Future[None]:
+        """Store a checkpoint; done after the commit."""
+
+    def read_checkpoint(self, job_id: int) -> Future[tuple[str, bytes] | None]:
+        """Read a job's last checkpoint."""
+
+    def stop_soon(self, reason: str) -> None:
+        """Let the worker drain and end."""
+
     @property
     def store_id(self) -> str:
         """Stable name of the database, for idempotency keys."""
+
+    @property
+    def clock(self) -> Clock:
+        """Where times come from."""
 
 
 class JobContext:
@@ -51,7 +62,7 @@ class JobContext:
         crashes: attempts that died with their process so far.
     """
 
-    __slots__ = ("_cancelled", "_claimed", "_codec", "_desk", "_follow")
+    __slots__ = ("_cancelled", "_claimed", "_codec", "_desk", "_follow", "_lines", "_tails", "cancel_reason", "overdue")
 
     def __init__(self, claimed: Claimed, codec: Codec, desk: Desk) -> None:
         self._claimed = claimed
@@ -59,6 +70,12 @@ class JobContext:
         self._desk = desk
         self._follow: tuple[NewJob, ...] = ()
         self._cancelled = False
+        self._lines: Lines | None = None
+        self._tails: dict[str, str] | None = None
+        self.cancel_reason: str | None = None
+        """Why a person or the program wants this job called off; None when nobody does."""
+        self.overdue: str | None = None
+        """The stack at the moment the attempt's timeout was over; None before that."""
 
     @property
     def id(self) -> int:
@@ -107,9 +124,10 @@ class JobContext:
 
     @property
     def cancelled(self) -> bool:
-        """True once this attempt was asked to stop, or lost its job; a thread should look now and then and return.
+        """True once this attempt should stop; a plain function should look now and then and return.
 
-        A lost job is noticed when a progress or a checkpoint of this attempt is refused.
+        So it is after :meth:`treadle.Job.cancel`, after the timeout, when the worker's grace is over, and when the
+        job was lost to another worker, which is noticed when a progress or a checkpoint is refused.
         """
         return self._cancelled
 
@@ -124,6 +142,44 @@ class JobContext:
         """
         text = clean_text(message[:500], 2000)
         self._desk.note_progress(self._claimed.lease, min(1.0, max(0.0, float(fraction))), text)
+
+    def log(self, text: str, level: int = logging.INFO) -> None:
+        """Keep a line with the job: ``treadle logs`` and :meth:`treadle.Treadle.logs` show it.
+
+        Of one attempt at most 64 kB are kept: the beginning and the end.
+
+        Args:
+            text: one line or several.
+            level: as in ``logging``.
+        """
+        self.keep_line(level, "job", text)
+
+    def keep_line(self, level: int, source: str, text: str) -> None:
+        """The same for a line that came from *source*, such as a logger's name."""
+        if self._lines is None:
+            self._lines = Lines()
+        line = self._lines.keep(self._desk.clock.now(), level, source, text)
+        if line is not None:
+            self._desk.note_line(self._claimed.lease, line)
+
+    def keep_text(self, level: int, source: str, text: str) -> None:
+        """The same for text in pieces: lines are kept when they are whole."""
+        tails = self._tails = self._tails or {}
+        *lines, tail = (tails.pop(source, "") + text).split("\n")
+        if len(tail) > TAIL_MOST:
+            lines, tail = [*lines, tail], ""
+        if tail:
+            tails[source] = tail
+        for line in lines:
+            self.keep_line(level, source, line)
+
+    def last_lines(self) -> Sequence[LogLine]:
+        """What was kept back until the end, by the cap or for want of a line's end; the worker calls this."""
+        if self._tails:
+            for source, tail in self._tails.items():
+                self.keep_line(logging.INFO, source, tail)
+            self._tails = None
+        return () if self._lines is None else self._lines.rest()
 
     def checkpoint(self, value: object) -> None:
         """Store *value* for later attempts; it is durable when this returns. For plain functions.
@@ -152,20 +208,26 @@ class JobContext:
         """What the latest :meth:`checkpoint` of any attempt stored, None when there is none. For plain functions."""
         if _on_event_loop():
             raise ConfigurationError("last_checkpoint() would block the event loop; use 'await alast_checkpoint()'.")
-        return self._decoded(self._desk.read(self._read_checkpoint).result())
+        return self._decoded(self._desk.read_checkpoint(self._claimed.id).result())
 
     async def alast_checkpoint(self) -> object:
         """The same for ``async def`` handlers."""
-        return self._decoded(await asyncio.wrap_future(self._desk.read(self._read_checkpoint)))
+        return self._decoded(await asyncio.wrap_future(self._desk.read_checkpoint(self._claimed.id)))
 
     @property
     def follow(self) -> tuple[NewJob, ...]:
         """Jobs to enqueue if this attempt succeeds."""
         return self._follow
 
-    def cancel(self) -> None:
-        """Ask the handler to stop; the worker calls this."""
+    def cancel(self, reason: str | None = None) -> None:
+        """Ask the handler to stop; the worker calls this. *reason* is given when the whole job is called off."""
+        if reason is not None:
+            self.cancel_reason = reason
         self._cancelled = True
+
+    def stop_worker(self, reason: str = "a handler asked for it") -> None:
+        """Let the worker that runs this job drain and end, as SIGTERM would; this attempt goes on within its grace."""
+        self._desk.stop_soon(f"job {self.id}: {reason}")
 
     def on_success(self, *jobs: NewJob) -> None:
         """Enqueue *jobs* in the transaction that accepts this attempt's success, and only then.
@@ -182,11 +244,7 @@ class JobContext:
         self._follow += jobs
 
     def _submit_checkpoint(self, value: object) -> Future[None]:
-        lease, codec, data = self._claimed.lease, self._codec.name, self._codec.encode(value)
-        return self._desk.write(lambda session: checkpoint(session, lease, codec, data))
-
-    def _read_checkpoint(self, session: Session) -> tuple[str, bytes] | None:
-        return last_checkpoint(session, self._claimed.id)
+        return self._desk.write_checkpoint(self._claimed.lease, self._codec.name, self._codec.encode(value))
 
     def _decoded(self, found: tuple[str, bytes] | None) -> object:
         return None if found is None else self._codec.decode(found[1], Any)

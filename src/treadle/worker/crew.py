@@ -6,26 +6,28 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from treadle.clock import Clock, give_way
+from treadle.clock import SECOND, Clock, give_way
 from treadle.errors import ConfigurationError, TreadleError
 from treadle.host.roll import Roll
 from treadle.model.extra import policy_of
 from treadle.model.job import Claimed
-from treadle.model.outcome import Failed, Held, Outcome, Released, Succeeded
+from treadle.model.outcome import Failed, Held, Outcome, Succeeded
 from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
 from treadle.model.settle import Transition, settle, succeeded
 from treadle.store.ops.claim import arguments
 from treadle.store.ops.settle import immediates
+from treadle.store.store import Store
+from treadle.worker.children import Children
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.pools import ThreadPool
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Attempt, Runner
+from treadle.worker.running import InChild, Means, OnLoop, OnThread, Running, task_by_factory
 from treadle.worker.settler import Settler
 
 log = logging.getLogger("treadle.worker")
@@ -34,6 +36,8 @@ GIVE_WAY_EVERY: Final = 32
 lane waits 5 ms for each of a dozen steps and the loop runs dry meanwhile: 35k against 42k no-op jobs/s."""
 SUSPECT_AFTER: Final = 2
 """Crashes after which a job runs alone, so that only its own crash can bring it to the cap."""
+LAST_PATIENCE: Final = 1.0
+"""Seconds that cancelled attempts have to end before their leases are given back."""
 
 
 class Crew:
@@ -45,9 +49,12 @@ class Crew:
         runner: turns attempts into outcomes.
         settler: gets every transition.
         desk: where running jobs write.
+        children: for attempts in processes of their own; None where the app cannot be imported again.
+        store: where large arguments and counts are read.
         roll: where it is written down that an attempt has begun.
         clock: for start and end times.
         on_room: called when a slot became free.
+        on_stuck: called when half of the slots are lost to threads that do not return.
     """
 
     def __init__(
@@ -57,26 +64,35 @@ class Crew:
         runner: Runner,
         settler: Settler,
         desk: Desk,
+        children: Children | None,
+        store: Store,
         roll: Roll,
         clock: Clock,
         on_room: Callable[[], None],
+        on_stuck: Callable[[str], None],
     ) -> None:
         self.slots = slots
         self._registry = registry
-        self._runner = runner
         self._settler = settler
         self._desk = desk
+        self._children = children
+        self._store = store
         self._roll = roll
         self._clock = clock
         self._on_room = on_room
+        self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
-        # The C constructor costs half of loop.create_task; a program's own factory is respected.
-        self._new_task = asyncio.Task if self._loop.get_task_factory() is None else _task_by_factory
         self._threads = ThreadPool(slots, "treadle-job")
-        self._running: dict[int, tuple[Attempt, asyncio.Task[None] | None, int]] = {}
+        # The C constructor costs half of loop.create_task; a program's own factory is respected.
+        new_task = asyncio.Task if self._loop.get_task_factory() is None else task_by_factory
+        self._means = Means(
+            self._loop, new_task, runner, self._threads, children,
+            lambda job_id: store.submit_read(partial(arguments, job_id=job_id)), self._ended, self._late,
+        )  # fmt: skip
+        self._running: dict[int, Running] = {}
         self._buffer: deque[Claimed] = deque()
         self._suspects: deque[Claimed] = deque()
-        self._alone = False
+        self._solo: int | None = None
         self._stopping = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -97,8 +113,8 @@ class Crew:
 
     @property
     def busy_alone(self) -> bool:
-        """True while a suspect runs, or waits for the others to end so that it can run alone."""
-        return self._alone or bool(self._suspects)
+        """True while a suspect keeps the others from running, because there are no processes to run it in."""
+        return self._children is None and (self._solo is not None or bool(self._suspects))
 
     def take(self, jobs: list[Claimed]) -> None:
         """Accept claimed jobs and start as many as there are free slots."""
@@ -107,16 +123,21 @@ class Crew:
         self.pump()
 
     def pump(self) -> None:
-        """Start waiting jobs on free slots; a suspect waits until nothing else runs."""
+        """Start waiting jobs on free slots, and one suspect at a time in a process of its own.
+
+        Without processes a suspect waits until nothing else runs.
+        """
         if self.busy_alone or self._stopping:
             return
+        if self._suspects and self._solo is None and len(self._running) < self.slots:
+            self._start_alone()
         while self._buffer and len(self._running) < self.slots:
             self._start(self._buffer.popleft())
 
     def give_back(self) -> list[int]:
         """Forget every job that has not begun and return the leases, for the claimer to release.
 
-        One suspect is kept once nothing else is claimed: it may run alone then.
+        One suspect is kept: it runs alone in its turn.
         """
         keep = self._suspects.popleft() if self._suspects and not self._stopping else None
         leases = [claimed.lease for claimed in (*self._buffer, *self._suspects)]
@@ -126,30 +147,38 @@ class Crew:
             self._suspects.append(keep)
         return leases
 
-    def run_alone(self) -> bool:
-        """Start the suspect if nothing else is claimed; True when it runs."""
-        if self._alone or self._running or self._buffer or len(self._suspects) != 1:
-            return False
-        self._alone = True
-        self._start(self._suspects.popleft())
-        return True
+    def run_alone(self) -> None:
+        """Start the suspect if nothing else is claimed; only where there are no processes."""
+        if self._solo is None and not self._running and not self._buffer and len(self._suspects) == 1:
+            self._start_alone()
+
+    def ask_to_stop(self, lease: int, reason: str) -> None:
+        """The job of *lease* is called off: ask its attempt to stop, if it runs here."""
+        running = self._running.get(lease)
+        if running is not None and running.attempt.context.cancel_reason is None:
+            running.ask_to_stop(reason)
 
     async def stop(self, grace: float) -> None:
-        """Start nothing more; wait *grace* seconds for what runs, then cancel and return the rest unspent."""
+        """Start nothing more; wait *grace* seconds for what runs, then cancel and return the rest unspent.
+
+        Attempts of tasks with a shorter grace of their own are asked to stop earlier.
+        """
         self._stopping = True
+        hurried = [
+            self._loop.call_later(own / SECOND, one.ask_to_stop)
+            for one in self._running.values()
+            if (own := one.attempt.definition.grace) is not None and own / SECOND < grace
+        ]
         if self._running:
             await self._wait_empty(grace)
-        for attempt, task, _ in list(self._running.values()):
-            attempt.context.cancel()
-            if task is not None:
-                task.cancel()
+        for timer in hurried:
+            timer.cancel()
+        for one in list(self._running.values()):
+            one.ask_to_stop()
         self._hurry.clear()
         if self._running:
-            await self._wait_empty(1.0)
-        for lease, (attempt, _, started_at) in list(self._running.items()):
-            # A thread that will not return: its lease goes back, whatever it does later is refused.
-            del self._running[lease]
-            self._settle(attempt, Released("the worker stopped before it was done"), started_at)
+            await self._wait_empty(LAST_PATIENCE)
+        await self._give_up()
         if self._counting:
             await asyncio.wait(self._counting)
         self._threads.close()
@@ -172,77 +201,77 @@ class Crew:
         """Tell the handler of *lease*, if it still runs, that its attempt is no longer wanted."""
         found = self._running.get(lease)
         if found is not None:
-            found[0].context.cancel()
+            found.attempt.context.cancel()
+
+    def _start_alone(self) -> None:
+        suspect = self._suspects.popleft()
+        self._solo = suspect.lease
+        self._start(suspect)
 
     def _start(self, claimed: Claimed) -> None:
         definition = self._registry.get(claimed.task)
         attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self._desk))
-        started_at = self._clock.now()
         self.started += 1
         if self.started % GIVE_WAY_EVERY == 0:
             give_way()
         self._roll.enter(claimed.lease)
         self._empty.clear()
-        if definition.is_async:
-            task = self._new_task(self._run_async(attempt, started_at), loop=self._loop)
-            self._running[claimed.lease] = (attempt, task, started_at)
-        else:
-            self._running[claimed.lease] = (attempt, None, started_at)
-            self._threads.start(lambda: self._run_plain(attempt, started_at))
+        isolated = definition.isolated or (claimed.lease == self._solo and self._children is not None)
+        kind = InChild if isolated else OnLoop if definition.is_async else OnThread
+        running = self._running[claimed.lease] = kind(attempt, self._means, self._clock.now())
+        running.begin()
 
-    async def _run_async(self, attempt: Attempt, started_at: int) -> None:
-        try:
-            if attempt.claimed.data is None:
-                attempt = _with_arguments(attempt, await asyncio.wrap_future(self._ask_arguments(attempt)))
-            outcome = await self._runner.run_async(attempt)
-        except TreadleError as error:
-            outcome = Released(f"its arguments could not be read: {error}", started=False)
-        self._ended(attempt, outcome, started_at)
-
-    def _run_plain(self, attempt: Attempt, started_at: int) -> None:
-        try:
-            if attempt.claimed.data is None:
-                attempt = _with_arguments(attempt, self._ask_arguments(attempt).result())
-            outcome = self._runner.run_plain(attempt)
-        except TreadleError as error:
-            outcome = Released(f"its arguments could not be read: {error}", started=False)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ended, attempt, outcome, started_at)
-
-    def _ask_arguments(self, attempt: Attempt) -> Future[bytes | None]:
-        """Read arguments that are too large to come with the claim."""
-        return self._desk.read(partial(arguments, job_id=attempt.claimed.id))
-
-    def _ended(self, attempt: Attempt, outcome: Outcome, started_at: int) -> None:
-        if self._running.pop(attempt.claimed.lease, None) is None:
+    def _ended(self, running: Running, outcome: Outcome) -> None:
+        lease = running.attempt.claimed.lease
+        if self._running.pop(lease, None) is None:
             return  # given back at the end of the grace; this came too late
-        self._settle(attempt, outcome, started_at)
+        running.over()
+        self._settle(running, outcome)
         self.ended += 1
-        self._alone = False
+        if lease == self._solo:
+            self._solo = None
         if not self._running:
             self._empty.set()
-        if self._buffer:
+        if self._buffer or self._suspects:
             self.pump()
         self._on_room()
 
-    def _settle(self, attempt: Attempt, outcome: Outcome, started_at: int) -> None:
-        now = self._clock.now()
+    def _late(self) -> None:
+        stuck = sum(isinstance(one, OnThread) and one.is_stuck for one in self._running.values())
+        if stuck * 2 >= self.slots and not self._stopping:
+            self._on_stuck(f"{stuck} of its {self.slots} slots are held by threads that ran beyond their timeouts")
+
+    async def _give_up(self) -> None:
+        """End without those that do not: a thread that will not return may go on, but its outcome is refused."""
+        left = dict(self._running)
+        if self._children is not None:
+            for one in left.values():
+                one.kill()
+            await self._children.close()
+        for lease, one in left.items():
+            if self._running.pop(lease, None) is not None:
+                one.over()
+                self._settle(one, one.given_up())
+
+    def _settle(self, running: Running, outcome: Outcome) -> None:
+        now, attempt = self._clock.now(), running.attempt
         if type(outcome) is Failed and attempt.definition.retry.counts_immediates:
             # How many immediate retries were granted is persisted, so it has to be read first.
-            task = self._loop.create_task(self._settle_counted(attempt, outcome, started_at, now))
+            task = self._loop.create_task(self._settle_counted(running, outcome, now))
             self._counting.add(task)
             task.add_done_callback(self._counting.discard)
             return
-        self._settler.add(judge(attempt, outcome, started_at, now))
+        self._settler.add(judge(running, outcome, now))
 
-    async def _settle_counted(self, attempt: Attempt, outcome: Outcome, started_at: int, now: int) -> None:
+    async def _settle_counted(self, running: Running, outcome: Outcome, now: int) -> None:
+        attempt = running.attempt
         try:
-            read = self._desk.read(partial(immediates, job_id=attempt.claimed.id))
+            read = self._store.submit_read(partial(immediates, job_id=attempt.claimed.id))
             granted = await asyncio.wrap_future(read)
         except TreadleError as error:
             log.warning("Immediate retries of job %s could not be read: %s", attempt.claimed.id, error)
             granted = {class_name(kind): RETRIES_MAX for kind in attempt.definition.retry.immediately}
-        self._settler.add(judge(attempt, outcome, started_at, now, granted))
+        self._settler.add(judge(running, outcome, now, granted))
 
     async def _wait_empty(self, seconds: float) -> None:
         empty = self._loop.create_task(self._empty.wait())
@@ -252,26 +281,22 @@ class Crew:
             task.cancel()
 
 
-def _task_by_factory(
-    coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop
-) -> asyncio.Task[None]:
-    return loop.create_task(coroutine)
-
-
-def _with_arguments(attempt: Attempt, data: bytes | None) -> Attempt:
-    return attempt._replace(claimed=attempt.claimed._replace(data=data))
-
-
-def judge(
-    attempt: Attempt, outcome: Outcome, started_at: int, now: int, immediates: dict[str, int] | None = None
-) -> Transition:
+def judge(running: Running, outcome: Outcome, now: int, immediates: dict[str, int] | None = None) -> Transition:
     """Settle *outcome* under the policy in force for this very job."""
-    claimed, retry = attempt.claimed, attempt.definition.retry
+    attempt = running.attempt
+    claimed, definition = attempt.claimed, attempt.definition
+    retry = definition.retry
     if type(outcome) is Succeeded:
-        return succeeded(claimed, outcome, started_at, now)
-    if claimed.extra is not None:
-        try:
-            retry = policy_of(claimed.extra, retry)
-        except ConfigurationError as error:
-            outcome = Held(f"undecodable: its options cannot be read: {error}"[:500])
-    return settle(claimed, outcome, retry, started_at, now, random.random(), immediates)  # noqa: S311 - jitter
+        found = succeeded(claimed, outcome, running.started_at, now)
+    else:
+        if claimed.extra is not None:
+            try:
+                retry = policy_of(claimed.extra, retry)
+            except ConfigurationError as error:
+                outcome = Held(f"undecodable: its options cannot be read: {error}"[:500])
+        luck = random.random()  # noqa: S311 - jitter
+        found = settle(claimed, outcome, retry, running.started_at, now, luck, immediates, definition.crash_cap)
+    lines = attempt.context.last_lines()
+    if lines or running.usage is not None:
+        found = found._replace(logs=tuple(lines), usage=running.usage)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +11,19 @@ from typing import Final
 
 from treadle.errors import NotSupportedHere, StoreLost
 from treadle.host.bells import Bell
+from treadle.host.children import children_live, kill_marked
+from treadle.host.files import remove_quietly
 from treadle.host.locks import Hold
 from treadle.host.process import host_name, own_identity
 from treadle.host.roll import Roll, read_roll
-from treadle.store.ops import workers
+from treadle.store.ops import meta, workers
 from treadle.store.ops.sequences import burn
 from treadle.store.roster import SLOTS
 from treadle.store.session import Session
 from treadle.store.store import Store
 
 MOST_SLOTS: Final = 4096
+log = logging.getLogger("treadle.worker")
 ROLL_BEYOND: Final = 4096
 """Ended attempts whose outcomes are not stored yet stay on the roll too."""
 
@@ -44,6 +48,7 @@ class Presence:
         name: what people call this worker.
         bell: rung when there may be work; None where the system has no FIFOs.
         roll: which of our leases have begun, for whoever rescues them.
+        mark: what the environment of everything our jobs start carries.
     """
 
     store: Store
@@ -53,11 +58,13 @@ class Presence:
     bell: Bell | None
     roll: Roll
     rescued: int
+    mark: str
 
     @classmethod
     def enter(cls, store: Store, abilities: Abilities) -> Presence:
         """Lock a free slot, then rescue what its last holder left and register, in one transaction."""
-        hold = lock_free_slot(store.facts.side / SLOTS)
+        store_id = store.read(meta.store_id)
+        hold = lock_free_slot(store, store_id)
         who = own_identity()
         name = abilities.name or f"{host_name()}-{who.pid}-{hold.slot}"
         registration = workers.Registration(
@@ -74,15 +81,20 @@ class Presence:
             raise
         side = store.facts.side
         roll = Roll(side / f"roll-{epoch}", abilities.concurrency + ROLL_BEYOND)
-        return cls(store, hold, epoch, name, _bell(side, hold.slot), roll, rescued)
+        return cls(store, hold, epoch, name, _bell(side, hold.slot), roll, rescued, mark_of(store_id, epoch))
 
     @property
     def slot(self) -> int:
         """The locked slot."""
         return self.hold.slot
 
-    def beat(self, session: Session) -> bool:
-        """Write a sign of life; False when this registration was taken away."""
+    @property
+    def children_lock(self) -> Path:
+        """The file in which the child processes of this worker lock a byte each."""
+        return children_lock(self.store, self.epoch)
+
+    def beat(self, session: Session) -> str | None:
+        """Write a sign of life and say what people want; None when this registration was taken away."""
         return workers.seen(session, self.slot, self.epoch)
 
     def check(self) -> None:
@@ -104,6 +116,7 @@ class Presence:
             leave = partial(workers.leave, slot=self.slot, epoch=self.epoch, begun=begun)
             self.store.submit(leave).result(10)
             self.roll.close()
+            remove_quietly(self.children_lock)
         finally:
             self.abandon()
 
@@ -119,12 +132,38 @@ def roll_of(store: Store) -> Callable[[int], Sequence[int] | None]:
     return lambda epoch: read_roll(store.facts.side / f"roll-{epoch}")
 
 
-def lock_free_slot(path: Path) -> Hold:
-    """Lock the lowest free slot of the file *path*."""
+def children_lock(store: Store, epoch: int) -> Path:
+    """The file in which the child processes of a registration lock a byte each."""
+    return store.facts.side / f"children-{epoch}"
+
+
+def mark_of(store_id: str, epoch: int) -> str:
+    """What the environment of every process carries that a registration's jobs start."""
+    return f"{store_id}-{epoch}"
+
+
+def has_survivors(store: Store, store_id: str, epoch: int) -> bool:
+    """Kill what a dead worker's jobs have left running; True while some of its children live on all the same.
+
+    A child can tell nobody any more what its job came to, so nothing is lost with it.
+    """
+    killed = kill_marked(mark_of(store_id, epoch))
+    if killed:
+        log.warning("%d processes that a dead worker's jobs had started were killed.", killed)
+    return children_live(children_lock(store, epoch))
+
+
+def lock_free_slot(store: Store, store_id: str) -> Hold:
+    """Lock the lowest free slot; one whose last holder has left living children is not free yet."""
+    path = store.facts.side / SLOTS
     for slot in range(1, MOST_SLOTS):
         hold = Hold.take(path, slot)
-        if hold is not None:
+        if hold is None:
+            continue
+        last = store.read(partial(workers.last_epoch, slot=slot))
+        if last is None or not has_survivors(store, store_id, last):
             return hold
+        hold.release()
     raise NotSupportedHere(f"All {MOST_SLOTS} worker slots of {path} are taken.")
 
 

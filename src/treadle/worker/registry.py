@@ -30,6 +30,10 @@ class Registry:
                 )
         self._tasks.update(dict.fromkeys(definition.names, definition))
 
+    def find(self, name: str) -> TaskDefinition | None:
+        """The task called *name*, None when nobody registered it here."""
+        return self._tasks.get(name)
+
     def get(self, name: str) -> TaskDefinition:
         """The task called *name*.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from treadle import defaults
-from treadle.clock import SECOND, Clock, to_duration
+from treadle.clock import SECOND, to_duration
 from treadle.errors import ConfigurationError, PayloadError, PayloadTooLarge
 from treadle.model.codec import CodecRegistry, check_size
 from treadle.model.definition import TaskDefinition
@@ -16,6 +15,7 @@ from treadle.model.job import Claimed
 from treadle.model.outcome import (
     Abort,
     Aborted,
+    Cancelled,
     Failed,
     Held,
     Outcome,
@@ -27,8 +27,11 @@ from treadle.model.outcome import (
     Succeeded,
     not_stored,
 )
+from treadle.model.retry import kinds_of
 from treadle.model.sanitise import clean_text, describe_exception
 from treadle.worker.context import RUNNING, JobContext
+
+STOPPED: Final = "the worker stopped before it was done"
 
 
 class Attempt(NamedTuple):
@@ -47,12 +50,10 @@ class Runner:
 
     Args:
         codecs: the codecs stored arguments may name.
-        clock: for the length of threads' attempts.
     """
 
-    def __init__(self, codecs: CodecRegistry, clock: Clock) -> None:
+    def __init__(self, codecs: CodecRegistry) -> None:
         self._codecs = codecs
-        self._clock = clock
 
     async def run_async(self, attempt: Attempt) -> Outcome:
         """Run a coroutine function on the running loop."""
@@ -60,15 +61,10 @@ class Runner:
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
-        definition = attempt.definition
         try:
-            coroutine = definition.function(*call[0], **call[1])
-            if definition.timeout is None:
-                value = await coroutine
-            else:
-                value = await _within(coroutine, definition)
+            value = await attempt.definition.function(*call[0], **call[1])
         except BaseException as error:
-            return self._raised(attempt, error)
+            return raised(attempt, error)
         return self._returned(attempt, value)
 
     def run_plain(self, attempt: Attempt) -> Outcome:
@@ -77,13 +73,11 @@ class Runner:
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
-        began = self._clock.monotonic()
         try:
             value = attempt.definition.function(*call[0], **call[1])
             _refuse_coroutine(value)
-            self._check_length(attempt.definition, began)
         except BaseException as error:
-            return self._raised(attempt, error)
+            return raised(attempt, error)
         return self._returned(attempt, value)
 
     def _decode(self, attempt: Attempt) -> Call | Held:
@@ -104,57 +98,68 @@ class Runner:
                 call[1][name] = attempt.context
         return call
 
-    def _check_length(self, definition: TaskDefinition, began: float) -> None:
-        # A thread cannot be stopped: its late return is a timeout all the same.
-        if definition.timeout is not None and (self._clock.monotonic() - began) * SECOND > definition.timeout:
-            raise TimeoutError(f"the attempt took longer than its timeout of {definition.timeout / SECOND:g} s")
-
     def _returned(self, attempt: Attempt, value: Any) -> Outcome:
-        follow = attempt.context.follow
+        context = attempt.context
+        if context.overdue is not None:
+            return timed_out(attempt)  # its work was late, and others may have taken it for lost
+        if isinstance(value, Snooze | RetryAfter | Abort):
+            return raised(attempt, value)
         codec = attempt.definition.codec
         if value is None:
-            return Succeeded(codec.name, None, None, follow) if follow else NOTHING_RETURNED
+            return Succeeded(codec.name, None, None, context.follow) if context.follow else NOTHING_RETURNED
         try:
             data = attempt.definition.signature.encode_result(codec, value)
         except Exception as error:
-            return Succeeded(codec.name, None, not_stored(_message(error), None), follow)
+            return Succeeded(codec.name, None, not_stored(_message(error), None), context.follow)
         try:
             check_size(data, attempt.definition.result_cap, "contents of the result")
         except PayloadTooLarge as error:
-            return Succeeded(codec.name, None, not_stored(_message(error), len(data)), follow)
-        return Succeeded(codec.name, data, None, follow)
-
-    def _raised(self, attempt: Attempt, error: BaseException) -> Outcome:
-        try:
-            match error:
-                case Snooze():
-                    return Snoozed(to_duration(error.delay))
-                case RetryAfter():
-                    return RetryLater(to_duration(error.delay), clean_text(str(error.message), 1000))
-        except (TypeError, ValueError, OverflowError) as unusable:
-            error = unusable  # a delay that is no time fails the attempt like any other mistake
-        match error:
-            case Abort():
-                return Aborted(_words("aborted", error))
-            case asyncio.CancelledError() if attempt.context.cancelled:
-                return Released("the worker stopped before it was done")
-        kind, message, trace = describe_exception(error, defaults.ERROR_CAP)
-        return Failed(error, kind, message, trace)
+            return Succeeded(codec.name, None, not_stored(_message(error), len(data)), context.follow)
+        return Succeeded(codec.name, data, None, context.follow)
 
 
-NOTHING_RETURNED = Succeeded()
+NOTHING_RETURNED: Final = Succeeded()
 
 
-async def _within(coroutine: Awaitable[object], definition: TaskDefinition) -> object:
-    assert definition.timeout is not None
-    seconds = definition.timeout / SECOND
+def raised(attempt: Attempt, error: BaseException) -> Outcome:
+    """What *error*, raised in the handler of *attempt*, makes of it."""
+    context = attempt.context
+    if context.overdue is not None:
+        return timed_out(attempt, error)
     try:
-        async with asyncio.timeout(seconds) as limit:
-            return await coroutine
-    except TimeoutError as error:
-        if limit.expired():
-            raise TimeoutError(f"the attempt took longer than its timeout of {seconds:g} s") from error
-        raise
+        match error:
+            case Snooze():
+                return Snoozed(to_duration(error.delay))
+            case RetryAfter():
+                return RetryLater(to_duration(error.delay), clean_text(str(error.message), 1000))
+    except (TypeError, ValueError, OverflowError) as unusable:
+        error = unusable  # a delay that is no time fails the attempt like any other mistake
+    match error:
+        case Abort():
+            return Aborted(_words("aborted", error))
+        case asyncio.CancelledError() if context.cancel_reason is not None:
+            return Cancelled(context.cancel_reason)
+        case asyncio.CancelledError() if context.cancelled:
+            return Released(STOPPED)
+    kind, message, trace = describe_exception(error, defaults.ERROR_CAP)
+    return Failed(kinds_of(error), kind, message, trace)
+
+
+def timed_out(attempt: Attempt, error: BaseException | None = None) -> Failed:
+    """The failure of an attempt that took longer than its timeout, with the stack at that moment.
+
+    Args:
+        attempt: whose timeout is over.
+        error: what its handler raised afterwards, if it ended so.
+    """
+    assert attempt.definition.timeout is not None
+    message = f"the attempt took longer than its timeout of {attempt.definition.timeout / SECOND:g} s"
+    stack = attempt.context.overdue or ""
+    if error is not None and not isinstance(error, asyncio.CancelledError):
+        kind, told, trace = describe_exception(error, defaults.ERROR_CAP // 2)
+        message += f"; then it raised {kind}: {told}"
+        stack += f"\n{trace}"
+    return Failed(kinds_of(TimeoutError()), "TimeoutError", clean_text(message, 2000), stack)
 
 
 def _refuse_coroutine(value: object) -> None:
@@ -170,4 +175,3 @@ def _words(what: str, error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     return describe_exception(error, 1000)[1]
-

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Final
 
 from treadle.errors import LeaseLost, StoreBusy, StoreClosed, StoreFull, StoreLost, TreadleError
-from treadle.model.job import AttemptOutcome, JobState
+from treadle.model.job import AttemptOutcome, JobState, LogLine
 from treadle.model.settle import Transition
-from treadle.store.ops import notes
+from treadle.store.ops import logs, notes
 from treadle.store.ops.settle import apply
 from treadle.store.session import Session
 from treadle.store.store import Store
@@ -24,6 +24,7 @@ PATIENCE: Final = (0.05, 0.2, 0.5, 1.0)
 log = logging.getLogger("treadle.worker")
 
 Notes = dict[int, tuple[float, str]]
+Lines = dict[int, list[LogLine]]
 
 
 class Settler:
@@ -52,15 +53,18 @@ class Settler:
         self._on_fatal = on_fatal
         self._waiting: deque[Transition] = deque()
         self._notes: Notes = {}
+        self._lines: Lines = {}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def add(self, transition: Transition) -> None:
         """Queue a transition; it is stored with its neighbours."""
-        self._waiting.append(transition)
         if self._notes:
             self._notes.pop(transition.lease, None)
+        if self._lines and (lines := self._lines.pop(transition.lease, None)):
+            transition = transition._replace(logs=(*lines, *transition.logs))
+        self._waiting.append(transition)
         if len(self._waiting) == 1:
             self._idle.clear()
             self._wake.set()
@@ -68,6 +72,10 @@ class Settler:
     def note(self, lease: int, fraction: float, message: str) -> None:
         """Remember the last progress of an attempt."""
         self._notes[lease] = (fraction, message)
+
+    def note_line(self, lease: int, line: LogLine) -> None:
+        """Keep a line of an attempt; any thread may call this."""
+        self._lines.setdefault(lease, []).append(line)
 
     async def drained(self) -> None:
         """Wait until everything queued so far is stored."""
@@ -94,9 +102,10 @@ class Settler:
         """Write progress every half second until cancelled."""
         while True:
             await asyncio.sleep(PROGRESS_EVERY)
-            if self._notes:
+            if self._notes or self._lines:
                 taken, self._notes = self._notes, {}
-                await self._write_notes(taken)
+                lines, self._lines = self._lines, {}
+                await self._write_notes(taken, lines)
 
     async def _store_batch(self, batch: list[Transition]) -> bool:
         tries = 0
@@ -144,14 +153,15 @@ class Settler:
             log.warning("%d outcomes wait to be stored: %s", len(batch), error)
         await asyncio.sleep(PATIENCE[min(tries, len(PATIENCE) - 1)])
 
-    async def _write_notes(self, taken: Notes) -> None:
+    async def _write_notes(self, taken: Notes, lines: Lines) -> None:
         def write(session: Session) -> list[int]:
+            logs.write(session, lines.items())
             return [lease for lease, note in taken.items() if not _write_note(session, lease, *note)]
 
         try:
             lost = await self._store.apatient(write)
         except TreadleError as error:
-            log.warning("Progress was not stored: %s", error)
+            log.warning("Progress and %d lines of logs were not stored: %s", sum(map(len, lines.values())), error)
             return
         for lease in lost:
             self._on_lost(lease)

@@ -19,15 +19,19 @@ from treadle.host.guard import LockState, sqlite_locks
 from treadle.host.locks import Probe
 from treadle.host.process import ProcessIdentity, is_gone, own_identity
 from treadle.model.job import JobState
-from treadle.model.retention import Retention
-from treadle.store.ops import prune, workers
+from treadle.store.ops import claim, pauses, prune, unknown, workers
+from treadle.store.ops import rescue as rescuing
+from treadle.store.ops.heads import heads
 from treadle.store.roster import SLOTS
 from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.failing import broken
-from treadle.worker.presence import Presence, roll_of
+from treadle.worker.options import WorkerOptions, seconds_of
+from treadle.worker.orders import evicted
+from treadle.worker.presence import Presence, children_lock, has_survivors, roll_of
 
 UNKNOWN_EVERY: Final = 5.0
+EXPIRE_EVERY: Final = 1.0
 log = logging.getLogger("treadle.worker")
 
 
@@ -38,7 +42,7 @@ class Upkeep:
         store: which store.
         presence: this worker's registration.
         tasks: the task names this worker knows.
-        retention: how long history is kept.
+        options: how long history is kept, and when a stalled worker is evicted.
         clock: for intervals and ages.
         on_fatal: called when the store can no longer be used.
     """
@@ -48,20 +52,23 @@ class Upkeep:
         store: Store,
         presence: Presence,
         tasks: tuple[str, ...],
-        retention: Retention,
+        options: WorkerOptions,
+        store_id: str,
         clock: Clock,
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
         self._store = store
         self._presence = presence
         self._tasks = tasks
-        self._retention = retention
+        self._options = options
+        self._store_id = store_id
         self._clock = clock
         self._on_fatal = on_fatal
         self._stop = threading.Event()
         self._probe = Probe(store.facts.side / SLOTS)
         self._own = own_identity()
         self._roll = roll_of(store)
+        self._signs: dict[int, tuple[int, float]] = {}
         self._thread = threading.Thread(target=self._serve, name="treadle-upkeep", daemon=True)
 
     def start(self) -> None:
@@ -79,7 +86,8 @@ class Upkeep:
         duties: list[tuple[float, Callable[[], None]]] = [
             (defaults.RESCUE_EVERY.total_seconds(), self.rescue),
             (defaults.BEAT.total_seconds(), self.beat),
-            (UNKNOWN_EVERY, self.look_after_unknown),
+            (UNKNOWN_EVERY, self.look_after_heads),
+            (EXPIRE_EVERY, self.expire),
             (defaults.PRUNE_EVERY.total_seconds(), self.prune),
         ]
         due = [0.0] * len(duties)
@@ -109,22 +117,27 @@ class Upkeep:
     def rescue(self) -> None:
         """Take back the jobs of workers whose locks are free: the kernel frees them when a process dies."""
         for row in self._store.read(workers.identities):
-            if row.epoch == self._presence.epoch or not self._is_dead(row):
+            if row.epoch == self._presence.epoch:
+                continue
+            if not self._is_dead(row):
+                self._look_for_stall(row)
+                continue
+            if has_survivors(self._store, self._store_id, row.epoch):
                 continue
             begun = self._roll(row.epoch)
             rescued = self._store.submit(
-                partial(workers.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name, begun=begun)
+                partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name, begun=begun)
             ).result()
-            remove_quietly(self._store.facts.side / f"roll-{row.epoch}")
+            self._forget(row.epoch)
             log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
 
     def beat(self) -> None:
         """Check that our locks still hold, and write a sign of life."""
         self._presence.check()
-        if not self._store.submit(self._sign, guarded=False).result():
-            raise StoreLost(f"Worker {self._presence.name} was evicted; its jobs were given to others.")
+        if self._store.submit(self._sign, guarded=False).result() is None:
+            raise evicted(self._presence.name)
 
-    def _sign(self, session: Session) -> bool:
+    def _sign(self, session: Session) -> str | None:
         # On the lane, which keeps a connection open meanwhile: between a fork's closing and reopening of every
         # connection SQLite holds no lock, and that must not be taken for a loss.
         if sqlite_locks(self._store.path) is LockState.LOST:
@@ -134,19 +147,32 @@ class Upkeep:
             )
         return self._presence.beat(session)
 
-    def look_after_unknown(self) -> None:
-        """Hold jobs whose task no live worker knows; free those that this worker knows now."""
-        if self._store.read(partial(workers.has_freeable, tasks=self._tasks)):
-            self._store.submit(partial(workers.free_known, tasks=self._tasks)).result()
-        if self._store.read(workers.has_unknown):
-            self._store.submit(workers.hold_unknown).result()
-        if self._store.read(workers.has_orphans):
-            self._store.submit(workers.rescue_orphans).result()
+    def look_after_heads(self) -> None:
+        """Hold jobs whose task no live worker knows, free those that this worker knows now, park and free by pauses."""
+        for operation in self._store.read(self._needed):
+            self._store.submit(operation).result()
+
+    def expire(self) -> None:
+        """Call off jobs that were not started before their time ran out."""
+        while not self._stop.is_set() and self._store.read(claim.has_expired):
+            self._store.submit(claim.expire, guarded=False).result()
+
+    def _needed(self, session: Session) -> list[Callable[[Session], int]]:
+        """What has something to do; a read, so that idle costs nothing."""
+        at_heads = heads(session)
+        free = partial(unknown.free_known, tasks=self._tasks)
+        needed: list[tuple[bool, Callable[[Session], int]]] = [
+            (unknown.has_freeable(session, self._tasks), free),
+            (unknown.has_unknown(session, at_heads), unknown.hold_unknown),
+            (pauses.has_work(session, at_heads), pauses.look_after),
+            (rescuing.has_orphans(session), rescuing.rescue_orphans),
+        ]
+        return [operation for wanted, operation in needed if wanted]
 
     def prune(self) -> None:
         """Delete history beyond its retention, slice by slice, with room for others in between."""
         now = self._clock.now()
-        for state, rule in self._retention.rules():
+        for state, rule in self._options.retention.rules():
             cutoff = None if rule.age is None else (now - to_duration(rule.age), 0)
             if rule.count is not None:
                 keep = rule.count
@@ -163,6 +189,32 @@ class Upkeep:
             if self._store.submit(slice_, guarded=False).result() < defaults.PRUNE_SLICE:
                 return
             self._stop.wait(0.02)
+
+    def _look_for_stall(self, row: workers.IdentityRow) -> None:
+        """Evict a live worker that shows no sign for too long, if that was asked for.
+
+        The time without a sign is our own: the wall clocks of two moments prove nothing.
+        """
+        limit, now = self._options.evict_stalled_after, self._clock.monotonic()
+        if limit is None:
+            return
+        seen_at, since = self._signs.setdefault(row.epoch, (row.seen_at, now))
+        if seen_at != row.seen_at:
+            self._signs[row.epoch] = (row.seen_at, now)
+        elif now - since > seconds_of(limit):
+            why = f"no sign of life for {now - since:.0f} s, seen by {self._presence.name}"
+            begun = self._roll(row.epoch)
+            taken = self._store.submit(
+                partial(rescuing.evict, slot=row.slot, epoch=row.epoch, worker=row.name, why=why, begun=begun)
+            ).result()
+            self._signs.pop(row.epoch, None)
+            log.warning("Worker %s (pid %s) was evicted: %s; %s jobs go on elsewhere.", row.name, row.pid, why, taken)
+
+    def _forget(self, epoch: int) -> None:
+        """Remove what a dead worker left beside the database."""
+        remove_quietly(self._store.facts.side / f"roll-{epoch}")
+        remove_quietly(children_lock(self._store, epoch))
+        self._signs.pop(epoch, None)
 
     def _is_dead(self, row: workers.IdentityRow) -> bool:
         if FileIdentity(row.dev, row.ino) == self._probe.identity:

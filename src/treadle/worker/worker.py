@@ -5,65 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from types import TracebackType
-from typing import TypeVar
+
+import msgspec
 
 from treadle import defaults
+from treadle.clock import Clock
 from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
-from treadle.host.process import stop_signals
+from treadle.host.bells import Bell
+from treadle.host.children import is_child
 from treadle.model.codec import CodecRegistry
-from treadle.model.retention import Retention
-from treadle.store.ops import meta
+from treadle.model.job import LogLine
+from treadle.store.ops import meta, notes
 from treadle.store.session import Session
 from treadle.store.store import Store
-from treadle.worker.claimer import Claimer, Queues
+from treadle.worker.children import Children
+from treadle.worker.claimer import Claimer
 from treadle.worker.crew import Crew
 from treadle.worker.failing import broken
+from treadle.worker.fitness import Fitness
+from treadle.worker.location import Location
+from treadle.worker.options import WorkerOptions, seconds_of
+from treadle.worker.orders import Orders
 from treadle.worker.presence import Abilities, Presence
+from treadle.worker.process import live
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Runner
 from treadle.worker.settler import Settler
+from treadle.worker.talk import Birth
 from treadle.worker.upkeep import Upkeep
 
-T = TypeVar("T")
 log = logging.getLogger("treadle.worker")
-KEEP = Retention()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How a worker works.
-
-    Attributes:
-        queues: names in strict order, a mapping of names to weights, or None for every queue.
-        tasks: names of the tasks to run, None for every registered one.
-        concurrency: attempts at once.
-        grace: how long a stop waits for running attempts before they are cancelled.
-        name: what people call it; by default host, pid and slot.
-        retention: how long ended jobs are kept.
-    """
-
-    queues: Queues = None
-    tasks: tuple[str, ...] | None = None
-    concurrency: int = defaults.CONCURRENCY
-    grace: timedelta | float = defaults.GRACE
-    name: str | None = None
-    retention: Retention = KEEP
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ConfigurationError(f"concurrency={self.concurrency} leaves no slot; use 1 or more.")
-        if isinstance(self.queues, str):
-            raise ConfigurationError(f"queues={self.queues!r} is one text; pass a list of names.")
-        if self.queues is not None and not self.queues:
-            raise ConfigurationError(f"queues={self.queues!r} names no queue; pass None for every queue.")
-        if isinstance(self.queues, Mapping) and not all(weight > 0 for weight in self.queues.values()):
-            raise ConfigurationError(f"queues={self.queues!r}: every weight must be greater than 0.")
 
 
 class Worker:
@@ -77,19 +53,30 @@ class Worker:
         registry: the tasks it can run.
         codecs: the codecs stored arguments may name.
         options: how it works.
+        find_app: says where the app can be imported, for attempts in processes of their own.
     """
 
     def __init__(
-        self, store: Callable[[], Store], registry: Registry, codecs: CodecRegistry, options: WorkerOptions
+        self,
+        store: Callable[[], Store],
+        registry: Registry,
+        codecs: CodecRegistry,
+        options: WorkerOptions,
+        find_app: Callable[[], Location | None],
     ) -> None:
         self._open = store
         self._registry = registry
         self._codecs = codecs
+        self._find_app = find_app
         self.options = options
         self.failure: TreadleError | None = None
         """Why the worker ended by itself, None while all is well."""
+        self.draining: str | None = None
+        """Why it drains although nobody stopped it: told to, or to be replaced; None otherwise."""
+        self.on_draining: Callable[[str], None] | None = None
+        """Called when it begins to, on its loop; a supervisor starts another worker then."""
         self._started = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._services: list[asyncio.Task[None]] = []
         self._halting = False
         self._thread: threading.Thread | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -100,35 +87,45 @@ class Worker:
         """Register and begin to claim.
 
         Raises:
-            ConfigurationError: started before, or a task in ``tasks`` is unknown.
+            ConfigurationError: started before, a task in ``tasks`` is unknown, or a task wants a process of its own
+                and the app cannot be imported in one.
             BackupNotAdopted: the file is a backup copy.
         """
         if self._started:
             raise ConfigurationError("This worker was started before; make a new one.")
+        if is_child():
+            raise ConfigurationError(
+                "A worker was started inside a child process of a worker. Put what starts workers under "
+                "`if __name__ == '__main__':`."
+            )
         self._started = True
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._store = await asyncio.to_thread(self._open)
         names = self._registry.names(self.options.tasks)
+        location = self._locate(names)
+        self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)
-        queues = tuple(self.options.queues or ())
         abilities = Abilities(
-            name=self.options.name, queues=queues, tasks=names, concurrency=self.options.concurrency
-        )
+            name=self.options.name, queues=tuple(self.options.queues or ()), tasks=names,
+            concurrency=self.options.concurrency,
+        )  # fmt: skip
         self._presence = await asyncio.to_thread(Presence.enter, self._store, abilities)
-        self._assemble(names)
+        self._assemble(names, location)
         self._upkeep.start()
-        services = (self._settler.serve(), self._settler.serve_notes(), self._claimer.serve())
-        self._tasks = [self._loop.create_task(service) for service in services]
-        for task in self._tasks:
+        serving = (
+            self._settler.serve(), self._settler.serve_notes(), self._claimer.serve(), self._orders.serve(),
+            self._fitness.serve(),
+        )  # fmt: skip
+        self._services = [self._loop.create_task(service) for service in serving]
+        for task in self._services:
             task.add_done_callback(self._service_ended)
         if self._presence.bell is not None:
-            self._loop.add_reader(self._presence.bell.fileno(), self._claimer.rung, self._presence.bell)
+            self._loop.add_reader(self._presence.bell.fileno(), self._rung, self._presence.bell)
         log.info("Worker %s works on %s; tasks: %s", self.name, self._store.path, ", ".join(names) or "none")
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop claiming, let running attempts end within *grace* seconds, return the rest unspent, deregister."""
-        if not self._started or not self._tasks or self._ended.is_set():
+        if not self._started or not self._services or self._ended.is_set():
             return
         if self._halting:
             await self._ended.wait()
@@ -140,10 +137,10 @@ class Worker:
             self._ended.set()
 
     async def _halt(self, grace: float | None) -> None:
-        settling, notes, claiming = self._tasks
-        claiming.cancel()
-        notes.cancel()
-        await asyncio.gather(claiming, notes, return_exceptions=True)
+        settling, *others = self._services
+        for service in others:
+            service.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         if self._presence.bell is not None:
             self._loop.remove_reader(self._presence.bell.fileno())
         if self.failure is not None:
@@ -207,9 +204,34 @@ class Worker:
         if stopping is not None and stopping.done() and not stopping.cancelled():
             stopping.result()
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then drain: the second signal cancels at once, the third ends the process."""
-        asyncio.run(self._live_until_signal())
+    def run(self, *, burst: bool = False) -> None:
+        """Work until SIGTERM or SIGINT, then drain: the second signal cancels at once, the third ends the process.
+
+        Args:
+            burst: end also when there is nothing left to do now; what is scheduled for later is left.
+        """
+        asyncio.run(live(self, self.idle if burst else None))
+
+    async def run_until(self, done: Awaitable[object]) -> None:
+        """Work until *done* is, or until a signal, then drain.
+
+        Args:
+            done: anything to await: an ``asyncio.Event().wait()``, a task, :meth:`idle`.
+
+        Example:
+            >>> await app.worker().run_until(stop.wait())  # doctest: +SKIP
+        """
+        await live(self, lambda: done)
+
+    # What handlers, events and operators want ---------------------------------------------------
+
+    def stop_soon(self, reason: str) -> None:
+        """Drain and end; any thread may call this."""
+        self._loop.call_soon_threadsafe(self._drain, reason)
+
+    def hurry(self) -> None:
+        """Cut the grace of a stop short: what still runs is cancelled now."""
+        self._crew.hurry()
 
     # What the parts need ------------------------------------------------------------------------
 
@@ -224,31 +246,63 @@ class Worker:
         return self._store_id
 
     @property
+    def clock(self) -> Clock:
+        """Where times come from."""
+        return self._store.clock
+
+    @property
     def running(self) -> int:
         """How many attempts run now."""
         return self._crew.running
-
-    def write(self, operation: Callable[[Session], T]) -> Future[T]:
-        """Queue a guarded write for a running job."""
-        return self._store.submit(operation)
-
-    def read(self, operation: Callable[[Session], T]) -> Future[T]:
-        """Queue a read for a running job."""
-        return self._store.submit_read(operation)
 
     def note_progress(self, lease: int, fraction: float, message: str) -> None:
         """Remember a running job's last progress."""
         self._settler.note(lease, fraction, message)
 
-    def _assemble(self, names: tuple[str, ...]) -> None:
-        store, clock = self._store, self._store.clock
+    def note_line(self, lease: int, line: LogLine) -> None:
+        """Keep a line of a running job."""
+        self._settler.note_line(lease, line)
+
+    def write_checkpoint(self, lease: int, codec: str, data: bytes) -> Future[None]:
+        """Store a running job's checkpoint."""
+        return self._store.submit(partial(notes.checkpoint, lease=lease, codec=codec, data=data))
+
+    def read_checkpoint(self, job_id: int) -> Future[tuple[str, bytes] | None]:
+        """Read a job's last checkpoint."""
+        return self._store.submit_read(partial(notes.last_checkpoint, job_id=job_id))
+
+    def _locate(self, names: tuple[str, ...]) -> Location | None:
+        location = self._find_app()
+        alone = sorted({task.name for name in names if (task := self._registry.get(name)).isolated})
+        if alone and location is None:
+            raise ConfigurationError(
+                f"{', '.join(alone)} should run in processes of their own, but no module has this Treadle as an "
+                "attribute, so a fresh process could not import it. Make it at the top of a module."
+            )
+        return location
+
+    def _assemble(self, names: tuple[str, ...], location: Location | None) -> None:
+        store, clock, presence = self._store, self._store.clock, self._presence
         self._settler = Settler(store, self.name, self._stored, self._lost, self._fail)
+        birth = None if location is None else Birth(location, presence.children_lock, presence.mark)
+        children = None if birth is None else Children(birth, self)
         self._crew = Crew(
-            self.options.concurrency, self._registry, Runner(self._codecs, clock), self._settler, self,
-            self._presence.roll, clock, self._room,
+            self.options.concurrency, self._registry, Runner(self._codecs), self._settler, self, children, store,
+            presence.roll, clock, self._room, self._drain,
         )  # fmt: skip
-        self._claimer = Claimer(store, self._presence, self._crew, self.options.queues, names, clock, self._fail)
-        self._upkeep = Upkeep(store, self._presence, names, self.options.retention, clock, self._fail)
+        caps = {n: t.crash_cap for n in names if (t := self._registry.get(n)).crash_cap != defaults.CRASH_CAP}
+        caps_json = msgspec.json.encode(caps).decode() if caps else ""
+        self._claimer = Claimer(
+            store, presence, self._crew, self.options.queues, names, caps_json, clock, self._fail
+        )
+        self._orders = Orders(store, presence, self._crew, self._claimer, self._drain, self._fail)
+        self._fitness = Fitness(self.options, clock, self._drain)
+        self._upkeep = Upkeep(store, presence, names, self.options, self._store_id, clock, self._fail)
+
+    def _rung(self, bell: Bell) -> None:
+        tokens = bell.drain()
+        self._claimer.rung(tokens)
+        self._orders.rung(tokens)
 
     def _stored(self, leases: Iterable[int]) -> None:
         self._crew.stored(leases)
@@ -258,6 +312,7 @@ class Worker:
 
     def _room(self) -> None:
         self._claimer.wake()
+        self._fitness.ran(self._crew.started)
 
     def _check_file(self, session: Session) -> str:
         made_at = meta.backup_mark(session)
@@ -278,6 +333,15 @@ class Worker:
                 self._begin_stop()
 
         self._loop.call_soon_threadsafe(stop)
+
+    def _drain(self, reason: str) -> None:
+        """Stop in good order, for a reason of its own."""
+        if self.draining is None and not self._halting:
+            self.draining = reason
+            log.info("Worker %s drains: %s", self.name, reason)
+            if self.on_draining is not None:
+                self.on_draining(reason)
+            self._begin_stop()
 
     def _service_ended(self, service: asyncio.Task[None]) -> None:
         error = None if service.cancelled() else service.exception()
@@ -309,37 +373,3 @@ class Worker:
         begun.set_result(None)
         await self.ended()
 
-    async def _live_until_signal(self) -> None:
-        loop = asyncio.get_running_loop()
-        signals: asyncio.Queue[int] = asyncio.Queue()
-
-        def heard(number: int) -> None:
-            loop.call_soon_threadsafe(signals.put_nowait, number)
-
-        with stop_signals(heard):
-            await self.start()
-            asked = loop.create_task(signals.get())
-            ended = loop.create_task(self.ended())
-            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                await self._drain(signals, ended)
-            asked.cancel()
-        if self.failure is not None:
-            raise self.failure
-
-    async def _drain(self, signals: asyncio.Queue[int], ended: asyncio.Task[None]) -> None:
-        log.info("Worker %s drains: it finishes what runs, within its grace.", self.name)
-        stopping = asyncio.ensure_future(self.stop())
-        again = asyncio.ensure_future(signals.get())
-        await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
-        if again.done():
-            log.warning("Second signal: running attempts are cancelled now.")
-            self._crew.hurry()
-        again.cancel()
-        await stopping
-        await ended
-
-
-def seconds_of(grace: timedelta | float) -> float:
-    """Seconds of a timedelta or number."""
-    return grace.total_seconds() if isinstance(grace, timedelta) else float(grace)

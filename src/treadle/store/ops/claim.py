@@ -1,4 +1,4 @@
-"""Taking jobs: promote what is due, pick in order, mark as running under fresh leases."""
+"""Taking jobs: promote what is due, pick in order, mark as running under fresh leases; expire what came too late."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from treadle import defaults
 from treadle.model.job import Claimed
 from treadle.store.dialect import SQLITE, SQLITE_HEX
+from treadle.store.ops.heads import ready_queues
+from treadle.store.ops.pauses import in_force
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 
@@ -23,26 +26,17 @@ UPDATE treadle_jobs SET state = 3 WHERE id IN (
     SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_scheduled
     WHERE state = 2 AND due_at <= :now ORDER BY due_at LIMIT :most)
 """
-# Loose index scan: one seek per queue that has work, however long the queues are.
-READY_QUEUES: Final = """
-WITH RECURSIVE found (queue) AS (
-    SELECT (SELECT min(queue) FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3)
-    UNION ALL
-    SELECT (SELECT min(queue) FROM treadle_jobs INDEXED BY treadle_jobs_ready
-            WHERE state = 3 AND queue > found.queue)
-    FROM found WHERE found.queue IS NOT NULL)
-SELECT json_group_array(queue) FROM found WHERE queue IS NOT NULL
-"""
 # One row, not one per job: each fetched row would hand the interpreter lock over (19 ms against 4 ms
 # for 200 jobs beside a busy event loop).
 PICK: Final = """
 SELECT json_group_array(json_array(
-        id, task, attempt + 1, failures, crashes, priority, due_at, enqueued_at, codec, size, extra)),
+        id, task, attempt + 1, failures, crashes, priority, due_at, enqueued_at, codec, size, extra, version,
+        expires_at)),
     {joined}
-FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at,
-        coalesce(p.codec, '') AS codec, length(p.data) AS size, p.extra,
+FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at, j.expires_at,
+        coalesce(p.codec, '') AS codec, length(p.data) AS size, p.extra, coalesce(p.version, 1) AS version,
         CASE WHEN length(p.data) <= 16384 THEN p.data ELSE x'' END AS data
-    FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at
+    FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at, expires_at
         FROM treadle_jobs INDEXED BY treadle_jobs_ready
         WHERE state = 3 AND queue = :queue AND task IN (SELECT value FROM json_each(:tasks))
         ORDER BY priority DESC, due_at, id LIMIT :most) j
@@ -54,10 +48,29 @@ PICKS: Final = {
 # CROSS JOIN pins the order: without it an analysed file may scan the table once per id.
 TAKE: Final = """
 UPDATE treadle_jobs SET state = 5, attempt = attempt + 1, lease = :lease + taken.place, epoch = :epoch,
-    started_at = :now,
-    finished_at = NULL, reason = NULL
+    started_at = :now, finished_at = NULL, reason = NULL, cancel_reason = NULL, crash_cap = :cap
 FROM (SELECT e.key AS place, j.id FROM json_each(:ids) e CROSS JOIN treadle_jobs j WHERE j.id = e.value) taken
 WHERE treadle_jobs.id = taken.id
+"""
+# Written with the lease: whoever rescues the job need not know its task.
+CRASH_CAPS: Final = """
+UPDATE treadle_jobs SET crash_cap = (SELECT c.value FROM json_each(:caps) c WHERE c.key = treadle_jobs.task)
+WHERE id IN (SELECT value FROM json_each(:ids)) AND task IN (SELECT key FROM json_each(:caps))
+"""
+EXPIRE: Final = """
+UPDATE treadle_jobs SET state = 9, finished_at = :now, reason = 'expired: no worker was free before its time ran out'
+WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 3
+"""
+EXPIRED: Final = """
+SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_expiring
+WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now LIMIT 1
+"""
+SWEEP_EXPIRED: Final = """
+UPDATE treadle_jobs SET state = 9, finished_at = :now,
+    reason = 'expired: not started before its time ran out' || coalesce(' (' || reason || ')', '')
+WHERE id IN (
+    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_expiring
+    WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500)
 """
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
@@ -71,6 +84,7 @@ class ClaimRequest(NamedTuple):
         most: how many jobs to take at most.
         epoch: the registration these jobs will belong to.
         turn: rotates the order of queues when *queues* is None.
+        caps: JSON object of the crash caps of tasks that have one of their own, empty for none.
     """
 
     queues: tuple[str, ...] | None
@@ -78,16 +92,21 @@ class ClaimRequest(NamedTuple):
     most: int
     epoch: int
     turn: int = 0
+    caps: str = ""
 
 
 class Claim(NamedTuple):
-    """What a claim brought: jobs in order, and when the next scheduled job is due (None: nothing scheduled)."""
+    """What a claim brought: jobs in order, and when the next scheduled job is due (None: nothing scheduled).
+
+    *more* says that jobs expired instead, so that there may be others behind them.
+    """
 
     jobs: list[Claimed]
     next_due: int | None
+    more: bool = False
 
 
-_Row = tuple[int, str, int, int, int, int, int, int, str, int | None, str | None]
+_Row = tuple[int, str, int, int, int, int, int, int, str, int | None, str | None, int, int | None]
 
 
 class _Pick(NamedTuple):
@@ -96,6 +115,8 @@ class _Pick(NamedTuple):
     blob: bytes
 
 
+_EXPIRES: Final = 12
+"""Place of *expires_at* in a row; what stands before it goes to the worker."""
 _ROWS: Final = msgspec.json.Decoder(list[_Row])
 _NAMES: Final = msgspec.json.Decoder(list[str])
 
@@ -107,15 +128,37 @@ def claim(session: Session, request: ClaimRequest) -> Claim:
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})
         next_due = session.value(NEXT_DUE)
+    paused = in_force(session, now)
+    queues = _queues(session, request)
+    if paused is not None:
+        request = request._replace(tasks=_without(request.tasks, paused.tasks))
+        queues = [queue for queue in queues if queue not in paused.queues]
     picks: list[_Pick] = []
     count = 0
-    for queue in _queues(session, request):
+    for queue in queues:
         if count >= request.most:
             break
         pick = _pick(session, request, queue, request.most - count)
         count += len(pick.rows)
         picks.append(pick)
-    return Claim(_take(session, picks, request.epoch, now) if count else [], next_due)
+    if not count:
+        return Claim([], next_due)
+    late = [row[0] for pick in picks for row in pick.rows if row[_EXPIRES] is not None and row[_EXPIRES] <= now]
+    if late:
+        session.change(EXPIRE, {"ids": _json(late), "now": now})
+        session.settle()
+    return Claim(_take(session, picks, request, now, set(late)), next_due, bool(late))
+
+
+def has_expired(session: Session) -> bool:
+    """True when a job that has not begun is past its expiry; a read, so that idle costs nothing."""
+    return bool(session.rows(EXPIRED, {"now": session.clock.now()}))
+
+
+def expire(session: Session) -> int:
+    """Call off jobs that were not started before their expiry, whatever kept them; at most 500 a call."""
+    session.settle()
+    return session.change(SWEEP_EXPIRED, {"now": session.clock.now()})
 
 
 def arguments(session: Session, job_id: int) -> bytes | None:
@@ -127,7 +170,7 @@ def arguments(session: Session, job_id: int) -> bytes | None:
 def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
     if request.queues is not None:
         return tuple(dict.fromkeys(request.queues))
-    ready = _NAMES.decode(session.value(READY_QUEUES))
+    ready = list(ready_queues(session))
     turn = request.turn % len(ready) if ready else 0
     return ready[turn:] + ready[:turn]
 
@@ -138,18 +181,33 @@ def _pick(session: Session, request: ClaimRequest, queue: str, most: int) -> _Pi
     return _Pick(queue, _ROWS.decode(found[0]), session.dialect.joined(found[1]))
 
 
-def _take(session: Session, picks: Sequence[_Pick], epoch: int, now: int) -> list[Claimed]:
+def _take(session: Session, picks: Sequence[_Pick], request: ClaimRequest, now: int, late: set[int]) -> list[Claimed]:
     """Mark what was picked as running. The leases are burned here: undone with us, nobody has seen them."""
-    ids = [row[0] for pick in picks for row in pick.rows]
+    ids = [row[0] for pick in picks for row in pick.rows if row[0] not in late]
+    if not ids:
+        return []
     lease = burn(session, "lease", len(ids))
-    session.change(TAKE, {"lease": lease, "epoch": epoch, "ids": msgspec.json.encode(ids).decode(), "now": now})
+    text = _json(ids)
+    session.change(
+        TAKE, {"lease": lease, "epoch": request.epoch, "ids": text, "now": now, "cap": defaults.CRASH_CAP}
+    )
+    if request.caps:
+        session.change(CRASH_CAPS, {"ids": text, "caps": request.caps})
     taken: list[Claimed] = []
     for pick in picks:
-        taken += _claimed(pick, lease + len(taken), now)
+        taken += _claimed(pick, lease + len(taken), now, late)
     return taken
 
 
-def _claimed(pick: _Pick, lease: int, now: int) -> list[Claimed]:
+def _without(tasks: str, paused: frozenset[str]) -> str:
+    return _json([task for task in _NAMES.decode(tasks) if task not in paused]) if paused else tasks
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _claimed(pick: _Pick, lease: int, now: int, late: set[int]) -> list[Claimed]:
     queue, rows, blob = pick
     start = 0
     jobs = []
@@ -160,6 +218,8 @@ def _claimed(pick: _Pick, lease: int, now: int) -> list[Claimed]:
             end = start + size
             data = blob[start:end]
             start = end
-        jobs.append(Claimed(*row, queue, lease, data, now))
+        if row[0] in late:
+            continue
+        jobs.append(Claimed(*row[:_EXPIRES], queue, lease, data, now))
         lease += 1
     return jobs

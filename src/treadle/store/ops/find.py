@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from treadle.clock import to_datetime
+from treadle.clock import to_datetime, to_micros
 from treadle.model.extra import meta_of
-from treadle.model.job import OUTCOMES, STATES, Attempt, JobFilter, JobRecord, JobState, Page, Progress
+from treadle.model.job import OUTCOMES, STATES, Attempt, JobFilter, JobRecord, JobState, Page, Progress, Usage
 from treadle.store.session import Row, Session
 
 MOST_ID: Final = (1 << 63) - 1
 PAGE_MOST: Final = 500
 ATTEMPTS_MOST: Final = 200
+MOMENTS: Final = {
+    "enqueued_after": "enqueued_at >=", "enqueued_before": "enqueued_at <", "ended_before": "finished_at <",
+}  # fmt: skip
+_IDS: Final = msgspec.json.Decoder(list[int])
 
 COLUMNS: Final = """
 j.id, j.task, j.queue, j.state, j.priority, j.due_at, j.enqueued_at, j.attempt, j.failures, j.crashes,
-j.lease, j.started_at, j.finished_at, j.reason, p.codec, p.data, p.extra
+j.lease, j.started_at, j.finished_at, j.reason, p.codec, p.data, p.extra, j.expires_at, j.cancel_reason,
+coalesce(p.version, 1)
 """
 ONE: Final = f"SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = j.id WHERE j.id = ?"
 MANY: Final = f"""
 SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = j.id
 WHERE {{conditions}} ORDER BY j.id DESC LIMIT :most
 """
+IDS: Final = """
+SELECT json_group_array(id) FROM (
+    SELECT j.id FROM treadle_jobs j WHERE {conditions} AND j.id > :after AND j.id <= :newest ORDER BY j.id LIMIT :most)
+"""
+NEWEST: Final = "SELECT coalesce(max(id), 0) FROM treadle_jobs"
+COUNT: Final = "SELECT count(*) FROM treadle_jobs j WHERE {conditions}"
 ATTEMPTS: Final = """
-SELECT job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback
+SELECT job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback, seq,
+    peak_rss, cpu, exit_code, NULL
 FROM treadle_attempts WHERE job_id = ? ORDER BY seq DESC LIMIT ?
 """
+SETTLED: Final = """
+SELECT a.job_id, a.lease, a.attempt, a.worker, a.outcome, a.started_at, a.finished_at, a.error_type, a.message,
+    a.traceback, a.seq, a.peak_rss, a.cpu, a.exit_code, j.task
+FROM treadle_attempts a LEFT JOIN treadle_jobs j ON j.id = a.job_id WHERE a.seq > :after ORDER BY a.seq LIMIT :most
+"""
+LAST_SETTLED: Final = "SELECT coalesce(max(seq), 0) FROM treadle_attempts"
 TAGS: Final = "SELECT tag FROM treadle_tags WHERE job_id = ? ORDER BY tag"
 PROGRESS: Final = "SELECT fraction, message, updated_at FROM treadle_progress WHERE job_id = ?"
 COUNTS: Final = "SELECT queue, state, count(*) FROM treadle_jobs GROUP BY queue, state"
@@ -75,6 +94,37 @@ def attempts(session: Session, job_id: int) -> tuple[Attempt, ...]:
     """The latest attempts of a job, oldest first; at most 200."""
     rows = session.rows(ATTEMPTS, (job_id, ATTEMPTS_MOST)) if is_possible(job_id) else []
     return tuple(_attempt(row) for row in reversed(rows))
+
+
+def settled(session: Session, after: int, most: int) -> tuple[Attempt, ...]:
+    """Attempts of all jobs that ended after the place *after* in commit order; at most 500."""
+    rows = session.rows(SETTLED, {"after": after, "most": max(1, min(most, PAGE_MOST))})
+    return tuple(_attempt(row) for row in rows)
+
+
+def last_settled(session: Session) -> int:
+    """The place of the attempt that ended last, 0 when none has."""
+    return int(session.value(LAST_SETTLED))
+
+
+def newest_id(session: Session) -> int:
+    """The largest id there is, 0 when there are no jobs."""
+    return int(session.value(NEWEST))
+
+
+def ids(
+    session: Session, which: JobFilter, states: Iterable[JobState], after: int, newest: int, most: int
+) -> list[int]:
+    """Ids of matching jobs in *states*, oldest first: the next *most* after one id, up to another."""
+    conditions, values = _conditions(_within(which, states))
+    sql = IDS.format(conditions=" AND ".join(conditions))
+    return _IDS.decode(session.value(sql, values | {"after": after, "newest": newest, "most": most}))
+
+
+def count(session: Session, which: JobFilter, states: Iterable[JobState]) -> int:
+    """How many jobs match and are in one of *states*."""
+    conditions, values = _conditions(_within(which, states))
+    return int(session.value(COUNT.format(conditions=" AND ".join(conditions)), values))
 
 
 def find(session: Session, which: JobFilter, before: int | None, most: int) -> Page:
@@ -126,6 +176,13 @@ def ending(session: Session, job_id: int) -> Ending | None:
     return Ending(STATES[row[0]], *row[1:]) if row else None
 
 
+def _within(which: JobFilter, states: Iterable[JobState]) -> JobFilter:
+    """The filter, narrowed to *states*."""
+    wanted = tuple(state for state in states if not which.states or state in which.states)
+    # No state at all would mean every state: an impossible id means none.
+    return replace(which, states=wanted) if wanted else JobFilter(ids=(0,), states=(JobState.WAITING,))
+
+
 def _listed(ids: Sequence[int]) -> str:
     return msgspec.json.encode([number for number in ids if is_possible(number)]).decode()
 
@@ -147,6 +204,14 @@ def _conditions(which: JobFilter) -> tuple[list[str], dict[str, Any]]:
     if which.tag is not None:
         conditions.append("j.id IN (SELECT job_id FROM treadle_tags WHERE tag = :tag)")
         values["tag"] = which.tag
+    if which.error is not None:
+        conditions.append("EXISTS (SELECT 1 FROM treadle_attempts a WHERE a.job_id = j.id AND a.error_type = :error)")
+        values["error"] = which.error
+    for name, column in MOMENTS.items():
+        moment = getattr(which, name)
+        if moment is not None:
+            conditions.append(f"j.{column} :{name}")
+            values[name] = to_micros(moment)
     return conditions, values
 
 
@@ -158,14 +223,15 @@ def _record(
     attempts: tuple[Attempt, ...] = (),
 ) -> JobRecord:
     (number, task, queue, state, priority, due_at, enqueued_at, attempt, failures, crashes, lease,
-     started_at, finished_at, reason, codec, data, extra) = row  # fmt: skip
+     started_at, finished_at, reason, codec, data, extra, expires_at, cancel_reason, version) = row  # fmt: skip
     return JobRecord(
         id=number, task=task, queue=queue, state=STATES[state], priority=priority,
         due_at=to_datetime(due_at), enqueued_at=to_datetime(enqueued_at), attempt=attempt,
         failures=failures, crashes=crashes, lease=lease, started_at=_moment(started_at),
         finished_at=_moment(finished_at), reason=reason, codec=codec, arguments=data,
         meta=meta_of(extra),
-        tags=tags, progress=progress, attempts=attempts,
+        tags=tags, progress=progress, attempts=attempts, expires_at=_moment(expires_at), cancel_reason=cancel_reason,
+        version=version,
     )  # fmt: skip
 
 
@@ -173,7 +239,8 @@ def _attempt(row: Row) -> Attempt:
     return Attempt(
         job_id=row[0], lease=row[1], attempt=row[2], worker=row[3], outcome=OUTCOMES[row[4]],
         started_at=to_datetime(row[5]), finished_at=to_datetime(row[6]), error_type=row[7],
-        message=row[8], traceback=row[9],
+        message=row[8], traceback=row[9], seq=row[10], task=row[14],
+        usage=None if row[11:14] == (None, None, None) else Usage(*row[11:14]),
     )  # fmt: skip
 
 

@@ -21,17 +21,19 @@ LENGTH_BITS: Final = 31
 SLICE_BYTES: Final = 32_000_000
 
 JOBS: Final = """
-INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at)
-SELECT CAST(key AS INTEGER), :queue, :task, :state, :priority, :due_at, :now FROM json_each(:placed)
+INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at, expires_at)
+SELECT CAST(key AS INTEGER), :queue, :task, :state, :priority, :due_at, :now, :expires_at FROM json_each(:placed)
 """
 PAYLOADS: Final = """
-INSERT INTO treadle_payloads (job_id, codec, data, extra)
-SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x''), :extra
+INSERT INTO treadle_payloads (job_id, codec, data, extra, version)
+SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x''), :extra,
+    :version
 FROM json_each(:placed)
 """
-ONE_PAYLOAD: Final = "INSERT INTO treadle_payloads (job_id, codec, data, extra) VALUES (?, ?, ?, ?)"
+ONE_PAYLOAD: Final = "INSERT INTO treadle_payloads (job_id, codec, data, extra, version) VALUES (?, ?, ?, ?, ?)"
 ONE_JOB: Final = """
-INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at, expires_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 TAGS: Final = """
 INSERT INTO treadle_tags (tag, job_id)
@@ -116,6 +118,12 @@ def _due(options: Options, now: int) -> tuple[int, int]:
     return due_at, (JobState.SCHEDULED if due_at > now else JobState.READY).code
 
 
+def _expiry(options: Options, now: int) -> int | None:
+    if options.expires_at is not None or options.expires_in is None:
+        return options.expires_at
+    return now + options.expires_in
+
+
 def _slices(pieces: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
     """Runs of pieces short enough to travel as one blob: SQLite takes at most a gigabyte in one value."""
     held: list[tuple[int, bytes]] = []
@@ -132,8 +140,9 @@ def _slices(pieces: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]
 def _insert_one(session: Session, job: NewJob, number: int, now: int) -> None:
     options = job.options
     due_at, state = _due(options, now)
-    session.change(ONE_JOB, (number, options.queue, options.task, state, options.priority, due_at, now))
-    session.change(ONE_PAYLOAD, (number, options.codec, job.data, options.extra))
+    expires_at = _expiry(options, now)
+    session.change(ONE_JOB, (number, options.queue, options.task, state, options.priority, due_at, now, expires_at))
+    session.change(ONE_PAYLOAD, (number, options.codec, job.data, options.extra, options.version))
     if options.tags:
         _insert_tags(session, options, msgspec.json.encode({number: 0}).decode())
 
@@ -145,9 +154,12 @@ def _insert_group(session: Session, options: Options, pieces: list[tuple[int, by
     session.change(
         JOBS,
         {"queue": options.queue, "task": options.task, "state": state, "priority": options.priority,
-         "due_at": due_at, "now": now, "placed": text},
+         "due_at": due_at, "now": now, "expires_at": _expiry(options, now), "placed": text},
     )  # fmt: skip
-    session.change(PAYLOADS, {"codec": options.codec, "blob": blob, "extra": options.extra, "placed": text})
+    session.change(
+        PAYLOADS,
+        {"codec": options.codec, "blob": blob, "extra": options.extra, "version": options.version, "placed": text},
+    )
     if options.tags:
         _insert_tags(session, options, text)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from treadle.store.ops.workers import rescue
+from treadle.store.ops.rescue import rescue
 from treadle.store.session import Session
 
 GET: Final = "SELECT value FROM treadle_meta WHERE name = ?"

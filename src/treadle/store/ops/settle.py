@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 
 from treadle.model.job import JobState
-from treadle.model.settle import Transition
+from treadle.model.settle import Transition, called_off
+from treadle.store.ops import logs
 from treadle.store.ops.insert import insert_accepted, placed
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
@@ -25,7 +26,7 @@ FROM json_each(:times) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_runni
 WHERE j.state = 5 AND j.lease = CAST(e.key AS INTEGER)
 """
 LIVE: Final = """
-SELECT json_group_array(lease) FROM treadle_jobs INDEXED BY treadle_jobs_running
+SELECT json_group_array(json_array(lease, cancel_reason)) FROM treadle_jobs INDEXED BY treadle_jobs_running
 WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
 """
 SUCCEED: Final = """
@@ -40,7 +41,7 @@ SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, v
 FROM json_each(:placed)
 """
 # One row per transition: lease, state, due_at, failed, reason, finished_at, outcome, started_at, error_type,
-# message, traceback, history.
+# message, traceback, history, crashed.
 HISTORY: Final = """
 INSERT INTO treadle_attempts
     (job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback)
@@ -55,12 +56,13 @@ MOVE: Final = """
 WITH moved AS MATERIALIZED (
     SELECT j.id, json_extract(e.value, '$[1]') AS state, json_extract(e.value, '$[2]') AS due_at,
         json_extract(e.value, '$[3]') AS failed, json_extract(e.value, '$[4]') AS reason,
-        json_extract(e.value, '$[5]') AS finished_at
+        json_extract(e.value, '$[5]') AS finished_at, json_extract(e.value, '$[12]') AS crashed
     FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
     WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]'))
 UPDATE treadle_jobs
 SET state = moved.state, lease = NULL, due_at = coalesce(moved.due_at, treadle_jobs.due_at),
-    failures = treadle_jobs.failures + moved.failed, reason = moved.reason,
+    failures = treadle_jobs.failures + moved.failed, crashes = treadle_jobs.crashes + moved.crashed,
+    reason = moved.reason, cancel_reason = NULL,
     finished_at = CASE WHEN moved.state >= 7 THEN moved.finished_at END
 FROM moved WHERE treadle_jobs.id = moved.id
 """
@@ -69,12 +71,18 @@ INSERT INTO treadle_immediates (job_id, error_type, granted) VALUES (:job, :erro
 ON CONFLICT (job_id, error_type) DO UPDATE SET granted = granted + 1
 """
 IMMEDIATES: Final = "SELECT error_type, granted FROM treadle_immediates WHERE job_id = ?"
+USAGE: Final = """
+UPDATE treadle_attempts SET peak_rss = :peak_rss, cpu = :cpu, exit_code = :exit_code
+WHERE job_id = :job AND lease = :lease
+"""
 RELEASE: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running SET state = 3, lease = NULL
+UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+SET state = CASE WHEN cancel_reason IS NULL THEN 3 ELSE 9 END, reason = cancel_reason,
+    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN :now END, lease = NULL, cancel_reason = NULL
 WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
 """
 
-_LEASES: Final = msgspec.json.Decoder(list[int])
+_LEASES: Final = msgspec.json.Decoder(list[tuple[int, str | None]])
 
 
 def apply(session: Session, transitions: Sequence[Transition], worker: str) -> list[int]:
@@ -89,6 +97,7 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     session.settle()
     ended: list[Transition] = []
     others: list[Transition] = []
+    logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
     for one in transitions:
         (ended if one.state is JobState.SUCCEEDED else others).append(one)
     times = {one.lease: (one.started_at, one.finished_at) for one in ended}
@@ -98,6 +107,9 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     lost = _succeed(session, ended, times, worker) if ended else set()
     if others:
         lost |= _move(session, others, worker)
+    for one in transitions:
+        if one.usage is not None and one.lease not in lost:
+            session.change(USAGE, {"job": one.job_id, "lease": one.lease, **one.usage._asdict()})
     follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
     if follow:
         # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
@@ -110,12 +122,13 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
 def release(session: Session, leases: Sequence[int]) -> int:
     """Give back leases whose handlers never began; the jobs are ready again, nothing else changes."""
     session.ring()
-    return session.change(RELEASE, {"leases": _json(leases)})
+    session.settle()
+    return session.change(RELEASE, {"leases": _json(leases), "now": session.clock.now()})
 
 
-def live(session: Session, leases: Sequence[int]) -> set[int]:
-    """Those of *leases* that still own their jobs."""
-    return set(_LEASES.decode(session.value(LIVE, {"leases": _json(leases)})))
+def live(session: Session, leases: Sequence[int]) -> dict[int, str | None]:
+    """Those of *leases* that still own their jobs, each with the reason why it was asked to stop, or None."""
+    return dict(_LEASES.decode(session.value(LIVE, {"leases": _json(leases)})))
 
 
 def immediates(session: Session, job_id: int) -> dict[str, int]:
@@ -139,7 +152,7 @@ def _succeed(
     stored = session.change(SUCCEEDED_HISTORY, {"times": _json(times), "worker": worker})
     lost: set[int] = set()
     if stored != len(ended):
-        lost = set(times) - live(session, list(times))
+        lost = set(times) - live(session, list(times)).keys()
         ended = [one for one in ended if one.lease not in lost]
     if not ended:
         return lost
@@ -165,6 +178,8 @@ def _move(session: Session, others: list[Transition], worker: str) -> set[int]:
     """Store what did not succeed; returns the leases that were lost."""
     leases = {one.lease for one in others}
     kept = live(session, list(leases))
+    # Judged here and not before: the wish to cancel may have come after the worker had judged.
+    others = [one if kept.get(one.lease) is None else called_off(one, str(kept[one.lease])) for one in others]
     rows = _json([_row(one) for one in others if one.lease in kept])
     session.change(HISTORY, {"rows": rows, "worker": worker})
     session.change(MOVE, {"rows": rows})
@@ -173,7 +188,7 @@ def _move(session: Session, others: list[Transition], worker: str) -> set[int]:
             session.change(IMMEDIATE, {"job": one.job_id, "error_type": one.immediate})
     if any(one.state in (JobState.READY, JobState.SCHEDULED) for one in others):
         session.ring()
-    return leases - kept
+    return leases - kept.keys()
 
 
 def _row(one: Transition) -> tuple[object, ...]:
@@ -181,7 +196,7 @@ def _row(one: Transition) -> tuple[object, ...]:
     message = one.reason if one.message is None else one.message
     return (
         one.lease, one.state.code, one.due_at, one.failed, one.reason, one.finished_at, one.outcome.code,
-        one.started_at, one.error_type, message, one.traceback, int(one.history),
+        one.started_at, one.error_type, message, one.traceback, int(one.history), one.crashed,
     )  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""Jobs whose task no live worker knows: held with the reason, freed when a worker that knows it comes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from treadle.store.ops.heads import heads
+from treadle.store.session import Session
+
+UNKNOWN_TASK: Final = "unknown task"
+
+LIVE_TASKS: Final = "SELECT DISTINCT t.value FROM treadle_workers w CROSS JOIN json_each(w.tasks) t"
+HOLD: Final = """
+UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id IN (
+    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_ready
+    WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000)
+"""
+FREEABLE: Final = """
+SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_held
+WHERE state = 6 AND reason GLOB 'unknown task*' AND task IN (SELECT value FROM json_each(:tasks)) LIMIT 1
+"""
+FREE: Final = """
+UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id IN (
+    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_held
+    WHERE state = 6 AND reason GLOB 'unknown task*'
+        AND task IN (SELECT value FROM json_each(:tasks)) LIMIT 1000)
+"""
+
+
+def has_unknown(session: Session, at_heads: list[tuple[str, str]]) -> bool:
+    """True when a ready job's task is known to no registered worker; a read, so that idle costs nothing."""
+    return bool(_unknown(session, at_heads))
+
+
+def hold_unknown(session: Session) -> int:
+    """Hold ready jobs whose task no registered worker knows; nothing of their budget is spent."""
+    held = 0
+    for queue, task in _unknown(session, heads(session)):
+        reason = f"{UNKNOWN_TASK}: no live worker knows {task!r}; it runs once one registers"
+        held += session.change(HOLD, {"queue": queue, "task": task, "reason": reason})
+    return held
+
+
+def has_freeable(session: Session, tasks: tuple[str, ...]) -> bool:
+    """True when a job is held for a task that is known now; a read, so that idle costs nothing."""
+    return bool(session.rows(FREEABLE, {"tasks": msgspec.json.encode(tasks).decode()}))
+
+
+def free_known(session: Session, tasks: tuple[str, ...]) -> int:
+    """Make held jobs ready again whose task is known now; at most 1000 a call."""
+    freed = session.change(FREE, {"tasks": msgspec.json.encode(tasks).decode()})
+    if freed:
+        session.ring()
+    return freed
+
+
+def _unknown(session: Session, at_heads: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    known = {row[0] for row in session.rows(LIVE_TASKS)}
+    return [(queue, task) for queue, task in at_heads if task not in known]
