@@ -6,6 +6,7 @@ from treadle.app import Treadle
 from treadle.clock import HeldClock
 from treadle.errors import TreadleError
 from treadle.handles import Arguments, Job
+from treadle.leased import LeasedJob
 from treadle.model.job import (
     Attempt,
     AttemptOutcome,
@@ -20,10 +21,13 @@ from treadle.model.job import (
     WorkerRecord,
 )
 from treadle.model.outcome import Abort, RetryAfter, Snooze
+from treadle.model.parameters import injected
 from treadle.model.retention import Keep, Retention
 from treadle.model.retry import Backoff, Retry
 from treadle.tasks import Task
 from treadle.worker.context import JobContext, current_job
+from treadle.worker.events import Event
+from treadle.worker.extensions import Call
 from treadle.worker.options import WorkerOptions
 from treadle.worker.worker import Worker
 
@@ -33,6 +37,8 @@ __all__ = [
     "Attempt",
     "AttemptOutcome",
     "Backoff",
+    "Call",
+    "Event",
     "HeldClock",
     "Job",
     "JobContext",
@@ -40,6 +46,7 @@ __all__ = [
     "JobRecord",
     "JobState",
     "Keep",
+    "LeasedJob",
     "LogRecord",
     "NewJob",
     "Page",
@@ -56,5 +63,6 @@ __all__ = [
     "WorkerOptions",
     "WorkerRecord",
     "current_job",
+    "injected",
 ]
 __version__ = "0.1.0"

@@ -12,18 +12,20 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 from treadle import defaults, producing
-from treadle.clock import Clock, SystemClock
+from treadle.clock import Clock, SystemClock, to_datetime
 from treadle.declare import Declare, Policy
 from treadle.errors import ConfigurationError, StoreClosed
+from treadle.extending import Extending
 from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.job import NewJob, Options
-from treadle.operating import Operating
 from treadle.options import check_name, on_event_loop
 from treadle.settings import Settings, load
 from treadle.store import backup
 from treadle.store.ops import meta
 from treadle.store.store import Store, StoreOptions
 from treadle.tasks import AsyncTask, Remote, Task
+from treadle.worker.events import Event, call
+from treadle.worker.extensions import Extensions
 from treadle.worker.location import find_location
 from treadle.worker.options import WorkerOptions
 from treadle.worker.registry import Registry
@@ -33,7 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Treadle(Operating):
+class Treadle(Extending):
     """One application's tasks and the store they are kept in. Making one opens nothing.
 
     Args:
@@ -82,6 +84,9 @@ class Treadle(Operating):
         self.codecs = CodecRegistry(*codecs)
         self._codec = self.codecs.get(codec)
         self.registry = Registry()
+        self.extensions = Extensions()
+        self._claims = None
+        self._claiming = threading.Lock()
         self._caps: dict[str, tuple[int | None, str]] = {}
         self._lock = threading.RLock()
         self._store: Store | None = None
@@ -108,7 +113,7 @@ class Treadle(Operating):
             ConfigurationError: an option or an annotation cannot be used.
             DuplicateTask: the name is taken.
         """
-        declare = Declare(self, self.registry, self.codecs, self._codec.name, policy)
+        declare = Declare(self, self.registry, self.extensions, self.codecs, self._codec.name, policy)
         return declare if function is None else declare(function)
 
     def queue(self, name: str, *, max_length: int | None, when_full: str = "refuse") -> None:
@@ -137,20 +142,21 @@ class Treadle(Operating):
             chunk: one transaction for each so many; None stores all or nothing.
         """
         self._warn_on_loop("enqueue_many", "aenqueue_many", stacklevel=3)
-        return producing.insert_many(self.store, jobs, chunk)
+        return producing.insert_many(self.store, jobs, chunk, self._tell)
 
     async def aenqueue_many(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob], *, chunk: int | None = None
     ) -> Sequence[int]:
         """The same from async code; *jobs* may be an async iterable."""
-        return await producing.ainsert_many(await self.aopen(), jobs, chunk)
+        return await producing.ainsert_many(await self.aopen(), jobs, chunk, self._tell)
 
     # Working
 
     def worker(self, options: WorkerOptions | None = None, /, **given: Any) -> Worker:
         """A worker for this app's tasks; see :class:`WorkerOptions` for what can be given."""
         chosen = options or WorkerOptions(**given)
-        return Worker(lambda: self.store, self.registry, self.codecs, chosen, partial(find_location, self))
+        where = partial(find_location, self)
+        return Worker(lambda: self.store, self.registry, self.codecs, self.extensions, chosen, where)
 
     def backup(self, target: Path | str) -> Path:
         """Copy the database to *target* while it is in use; workers refuse the copy until it is adopted."""
@@ -184,6 +190,7 @@ class Treadle(Operating):
 
     def close(self) -> None:
         """Finish what is queued and close the store; safe to call twice. Stop workers first."""
+        self._forget_claims()
         with self._lock:
             self._closed = True
             if self._store is not None:
@@ -204,12 +211,22 @@ class Treadle(Operating):
         if connection is not None:
             return self.store.insert_in(connection, (job,))[0]
         self._warn_on_loop("enqueue", "aenqueue")
-        return producing.insert(self.store, (job,))[0]
+        return producing.insert(self.store, (job,), self._tell)[0]
 
     async def store_soon(self, job: NewJob) -> int:
         """Store one job from async code and return its id."""
         store = self._opened() if self._store is not None else await self.aopen()
-        return (await producing.ainsert(store, (job,)))[0]
+        return (await producing.ainsert(store, (job,), self._tell))[0]
+
+    def _tell(self, jobs: Sequence[NewJob], ids: Sequence[int]) -> None:
+        """Tell subscribers that jobs were stored."""
+        for function in self.extensions.subscribers.get("enqueued", ()):
+            for job, number in zip(jobs, ids, strict=True):
+                told = Event(
+                    kind="enqueued", at=to_datetime(self._clock.now()), job_id=number, task=job.options.task,
+                    queue=job.options.queue,
+                )  # fmt: skip
+                call(function, told)
 
     def _opened(self) -> Store:
         store = self._store

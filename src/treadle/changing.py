@@ -180,7 +180,7 @@ class Changing(Reading):
         if job.codec is None or job.arguments is None:
             raise UndecodablePayload(f"The arguments of job {job.id} are missing from the database.")
         stored = change.Arguments(job.codec, job.arguments, job.version)
-        args, kwargs = task.signature.decode(self.codecs.get(job.codec), job.arguments)
+        args, kwargs = task.decode(self.codecs.get(job.codec), job.arguments, job.version)
         return _Readable(stored, Arguments(tuple(args), kwargs))
 
     def _retry_with(self, job: JobRecord, arguments: Mapping[str, object]) -> change.Change:

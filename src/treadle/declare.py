@@ -22,6 +22,7 @@ from treadle.model.signature import Signature
 from treadle.options import as_retry, check_name, check_priority, delay_of
 from treadle.tasks import AsyncTask, Task
 from treadle.worker.context import JobContext
+from treadle.worker.extensions import Extensions
 from treadle.worker.registry import Registry
 
 P = ParamSpec("P")
@@ -63,10 +64,11 @@ class Declare:
     """What ``@app.task(...)`` returns: a decorator that keeps the function's types."""
 
     def __init__(
-        self, host: Host, registry: Registry, codecs: CodecRegistry, codec: str, policy: Policy
+        self, host: Host, registry: Registry, extensions: Extensions, codecs: CodecRegistry, codec: str, policy: Policy
     ) -> None:
         self._host = host
         self._registry = registry
+        self._extensions = extensions
         self._codecs = codecs
         self._codec = codec
         self._policy = policy
@@ -79,13 +81,15 @@ class Declare:
     def __call__(self, function: Callable[..., Any], /) -> Task[..., Any]:
         """Register *function*."""
         codec = self._codecs.get(self._policy.get("codec", self._codec))
-        definition, options = define(function, self._policy, codec)
+        definition, options = define(function, self._policy, codec, tuple(self._extensions.resources))
         self._registry.add(definition)
         kind = AsyncTask if definition.is_async else Task
         return kind(self._host, definition, options)
 
 
-def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[TaskDefinition, Options]:
+def define(
+    function: Callable[..., Any], policy: Policy, codec: Codec, resources: tuple[type, ...] = ()
+) -> tuple[TaskDefinition, Options]:
     """Check *policy* and read the signature of *function*.
 
     Raises:
@@ -101,7 +105,7 @@ def define(function: Callable[..., Any], policy: Policy, codec: Codec) -> tuple[
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         raise ConfigurationError(f"{function!r} is a generator: calling it runs nothing, so it cannot be a task.")
     name = check_name("name", policy.get("name") or task_name(function), 200)
-    signature = Signature.of(function, context_types=(JobContext,))
+    signature = Signature.of(function, context_types=(JobContext, *resources))
     signature.check_codec(codec)
     retry, timeout = policy.get("retry"), policy.get("timeout")
     definition = TaskDefinition(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -14,14 +14,59 @@ from treadle.store.store import Store
 
 ROOM_POLL: Final = 0.1
 LARGEST_CHUNK: Final = 1_000_000_000
+Tell = Callable[[Sequence[NewJob], Sequence[int]], None]
+"""Told the jobs and their ids once they are stored."""
 
 
-def insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
+def insert(store: Store, jobs: Sequence[NewJob], tell: Tell) -> Sequence[int]:
     """Store *jobs* in one transaction; waits for room in a queue declared ``when_full="wait"``.
 
     Raises:
         QueueFull: there was no room, or none within ``lock_timeout``. Nothing was stored.
     """
+    ids = _insert(store, jobs)
+    tell(jobs, ids)
+    return ids
+
+
+async def ainsert(store: Store, jobs: Sequence[NewJob], tell: Tell) -> Sequence[int]:
+    """The same from async code."""
+    began = store.clock.monotonic()
+    while True:
+        try:
+            ids = await store.ainsert(jobs)
+            tell(jobs, ids)
+            return ids
+        except QueueFull as error:
+            if not error.wait:
+                raise
+            left = _left(store, began, error)
+        await asyncio.sleep(left)
+
+
+def insert_many(store: Store, jobs: Iterable[NewJob], chunk: int | None, tell: Tell) -> Sequence[int]:
+    """Store *jobs*, one transaction a chunk, and return their ids in order."""
+    ids: list[int] = []
+    for piece in _chunks(iter(jobs), chunk):
+        ids += insert(store, piece, tell)
+    return ids
+
+
+async def ainsert_many(
+    store: Store, jobs: Iterable[NewJob] | AsyncIterable[NewJob], chunk: int | None, tell: Tell
+) -> Sequence[int]:
+    """The same from async code, from a plain or an async iterable."""
+    ids: list[int] = []
+    if isinstance(jobs, AsyncIterable):
+        async for piece in _achunks(jobs, chunk):
+            ids += await ainsert(store, piece, tell)
+    else:
+        for piece in _chunks(iter(jobs), chunk):
+            ids += await ainsert(store, piece, tell)
+    return ids
+
+
+def _insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
     try:
         return store.insert(jobs)
     except QueueFull as error:
@@ -32,41 +77,6 @@ def insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
         return _insert_when_room(store, jobs, bell)
     finally:
         bell.close()
-
-
-async def ainsert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
-    """The same from async code."""
-    began = store.clock.monotonic()
-    while True:
-        try:
-            return await store.ainsert(jobs)
-        except QueueFull as error:
-            if not error.wait:
-                raise
-            left = _left(store, began, error)
-        await asyncio.sleep(left)
-
-
-def insert_many(store: Store, jobs: Iterable[NewJob], chunk: int | None) -> Sequence[int]:
-    """Store *jobs*, one transaction a chunk, and return their ids in order."""
-    ids: list[int] = []
-    for piece in _chunks(iter(jobs), chunk):
-        ids += insert(store, piece)
-    return ids
-
-
-async def ainsert_many(
-    store: Store, jobs: Iterable[NewJob] | AsyncIterable[NewJob], chunk: int | None
-) -> Sequence[int]:
-    """The same from async code, from a plain or an async iterable."""
-    ids: list[int] = []
-    if isinstance(jobs, AsyncIterable):
-        async for piece in _achunks(jobs, chunk):
-            ids += await ainsert(store, piece)
-    else:
-        for piece in _chunks(iter(jobs), chunk):
-            ids += await ainsert(store, piece)
-    return ids
 
 
 def _insert_when_room(store: Store, jobs: Sequence[NewJob], bell: Bell) -> Sequence[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from treadle.errors import ConfigurationError
 from treadle.handles import Arguments, Host, Job
 from treadle.model.codec import Codec, check_size
-from treadle.model.definition import TaskDefinition
+from treadle.model.definition import TaskDefinition, Upcaster
 from treadle.model.extra import encode_extra
 from treadle.model.job import NewJob, Options
 from treadle.model.retry import Retry
@@ -100,6 +100,36 @@ class Task(Bound[P, R]):
     def definition(self) -> TaskDefinition:
         """What a worker knows about this task."""
         return self._definition
+
+    def upcast(self, version: int) -> Callable[[Upcaster], Upcaster]:
+        """Say how arguments stored under *version* of the parameters become those of the next one.
+
+        Declare the task with the new ``version=`` and keep an upcaster for each version that stored jobs may have.
+        It gets the arguments as plain data, by name, and returns those of the next version.
+
+        Raises:
+            ConfigurationError: there is no next version, there is one for this version already, or the task's codec
+                does not keep arguments by name.
+
+        Example:
+            >>> @send.upcast(1)  # doctest: +SKIP
+            ... def _(arguments: dict[str, Any]) -> dict[str, Any]:
+            ...     return {"to": arguments.pop("address"), **arguments}
+        """
+        definition = self._definition
+        if not 1 <= version < definition.version or version in definition.upcasters:
+            raise ConfigurationError(
+                f"{definition.name} has version {definition.version}, upcasters from {sorted(definition.upcasters)}; "
+                f"upcast({version!r}) does not fit. Declare the task with version={version + 1} or more, once."
+            )
+        if definition.codec.name == "bytes":
+            raise ConfigurationError("The codec 'bytes' keeps no arguments by name, so there is nothing to bring up.")
+
+        def keep(upcaster: Upcaster) -> Upcaster:
+            definition.upcasters[version] = upcaster
+            return upcaster
+
+        return keep
 
     def unschedule(self, job: int | Job[Any]) -> Arguments:
         """Call off a job that has not begun and return its arguments; nothing of it is kept.

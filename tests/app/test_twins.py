@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from treadle import Job, Task, Treadle
+from treadle import Job, LeasedJob, Task, Treadle
 from treadle.tasks import Bound, Remote
 
 ODD = {"wait": "await_jobs"}
@@ -17,8 +17,9 @@ BLOCKING = {
     Treadle: {
         "enqueue_many", "get", "find", "counts", "queues", "workers", "next_due", "wait", "result",
         "retry", "cancel", "reschedule", "set_priority", "move", "delete", "unschedule", "count", "logs", "pauses",
-        "pause", "resume", "drain", "evict",
+        "pause", "resume", "drain", "evict", "claim", "settled",
     },
+    LeasedJob: {"complete", "fail", "snooze", "abort", "release", "extend"},
     Job: {"result", "retry", "cancel"}, Bound: {"enqueue"}, Task: {"enqueue", "unschedule"}, Remote: {"enqueue"},
 }  # fmt: skip
 PARTS = {"aopen", "store_soon"}

@@ -261,12 +261,11 @@ def test_context_parameters_are_left_out() -> None:
     def f(ctx: Context, to: str, other: Context | None = None, skipped: Custom | None = None) -> None: ...
 
     signature = Signature.of(f, context_types=(Context,), skip={"skipped"})
-    assert signature.context_parameter == "ctx"
     assert signature.injected == {"ctx": Context, "other": Context}
     assert signature.decode(JSON, signature.encode(JSON, ("ada",), {})) == ([], {"to": "ada"})
     with pytest.raises(SignatureMismatch, match="unexpected argument 'ctx'"):
         signature.encode(JSON, ("ada",), {"ctx": 1})
-    assert Signature.of(send, context_types=(Context,)).context_parameter is None
+    assert Signature.of(send, context_types=(Context,)).injected == {}
 
 
 def test_context_parameters_must_be_passable_by_keyword() -> None:
@@ -279,7 +278,7 @@ def test_context_parameters_must_be_passable_by_keyword() -> None:
     for function in (rest, only):
         with pytest.raises(ConfigurationError, match=r"'ctx'.*keyword-only"):
             Signature.of(function, context_types=(Context,))
-    assert Signature.of(fine, context_types=(Context,)).context_parameter == "ctx"
+    assert Signature.of(fine, context_types=(Context,)).injected == {"ctx": Context}
 
 
 @pytest.mark.parametrize(

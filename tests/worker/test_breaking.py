@@ -80,7 +80,7 @@ def test_notes_that_break_end_the_worker(app: Treadle, caplog: pytest.LogCapture
         async with app.worker() as worker, asyncio.timeout(PATIENCE):
             await work.aenqueue()  # type: ignore[call-arg]
             await aheard(begun)
-            worker.note_progress(1, 10**400, "no database holds that number")
+            worker._settler.note(1, 10**400, "no database holds that number")
             await worker.ended()
         return worker
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,7 +30,6 @@ REFUSED: Final = (msgspec.inspect.CustomType, msgspec.inspect.RawType, msgspec.i
 LOOSENED: Final = (list, dict, tuple, set, frozenset, typing.Union, UnionType)
 UNSET: Final = msgspec.UNSET
 BINDABLE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # by identity: a default may be unhashable
@@ -95,11 +94,43 @@ def _any_for_object(annotation: Any) -> Any:
     return typing.Union[loose] if origin is UnionType else origin[loose]  # noqa: UP007 - made of values
 
 
+class _Injected:
+    """Stands for a value that a worker will pass."""
+
+    def __repr__(self) -> str:
+        return "injected"
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigurationError(
+            f"This parameter is injected by a worker ({name!r} was asked of it); pass it when you call the function "
+            "yourself."
+        )
+
+
+injected: Final[Any] = _Injected()
+"""The default of a parameter that a worker passes by its type: a resource, or the ``JobContext``.
+
+It is left out of what is stored, and type checkers let callers of ``enqueue`` leave it out too::
+
+    def send(to: str, server: Server = injected) -> None: ...
+"""
+
+
 def context_type(annotation: object, context_types: tuple[type, ...]) -> type | None:
     """Which of *context_types* an annotation names, alone or as ``T | None``."""
     is_union = typing.get_origin(annotation) in (typing.Union, UnionType)
     choices = typing.get_args(annotation) if is_union else (annotation,)
     return next((choice for choice in choices if isinstance(choice, type) and choice in context_types), None)
+
+
+def injected_type(label: str, name: str, annotation: object) -> type:
+    """The type by which a parameter with the default ``injected`` is passed; ConfigurationError when it has none."""
+    is_union = typing.get_origin(annotation) in (typing.Union, UnionType)
+    choices = typing.get_args(annotation) if is_union else (annotation,)
+    found = [choice for choice in choices if isinstance(choice, type) and choice is not NoneType]
+    if len(found) != 1:
+        raise ConfigurationError(f"{label}(): parameter {name!r} is injected by its type, so annotate it with a class")
+    return found[0]
 
 
 def as_stored(parameter: inspect.Parameter, annotation: object) -> Parameter:

@@ -69,6 +69,8 @@ class Transition(NamedTuple):
     usage: Usage | None = None
     logs: tuple[LogLine, ...] = ()
     """Lines not stored yet."""
+    claimed: Claimed | None = None
+    """The attempt itself; only where somebody wants to be told of it."""
 
 
 def check_move(before: JobState, after: JobState) -> None:

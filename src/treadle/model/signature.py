@@ -30,6 +30,8 @@ from treadle.model.parameters import (
     context_type,
     exact,
     exact_kinds,
+    injected,
+    injected_type,
     label_of,
     resolved_hints,
     struct_of,
@@ -46,8 +48,7 @@ class Signature:
 
     Attributes:
         returns: the return annotation, ``Any`` when there is none.
-        context_parameter: name of the first parameter annotated with a context type, or None.
-        injected: every parameter left out because of its type, by name.
+        injected: every parameter left out because a worker passes it, by name: its type.
 
     Example:
         >>> from treadle.model.codec import JsonCodec
@@ -65,7 +66,6 @@ class Signature:
         self.label = label
         self.returns = returns
         self.injected: Mapping[str, type] = injected
-        self.context_parameter: str | None = next(iter(injected), None)
         self._parameters = parameters
         self._positional = tuple(p.name for p in parameters if p.kind in BINDABLE)
         self._only_positional = frozenset(p.name for p in parameters if p.kind is p.kind.POSITIONAL_ONLY)
@@ -105,19 +105,22 @@ class Signature:
         label = label_of(function)
         hints = resolved_hints(function, label)
         stored: list[Parameter] = []
-        injected: dict[str, type] = {}
+        passed: dict[str, type] = {}
         left_out: list[inspect.Parameter] = []
         found = tuple(inspect.signature(function).parameters.values())
         for parameter in found:
-            wanted = context_type(hints.get(parameter.name), context_types)
+            hint = hints.get(parameter.name)
+            wanted = context_type(hint, context_types)
+            if parameter.default is injected and wanted is None:
+                wanted = injected_type(label, parameter.name, hint)
             if wanted is None and parameter.name not in skip:
                 stored.append(as_stored(parameter, hints.get(parameter.name, Any)))
                 continue
             left_out.append(parameter)
             if wanted is not None:
-                injected[parameter.name] = wanted
+                passed[parameter.name] = wanted
         check_left_out(label, left_out, found)
-        return cls(label, stored, injected, hints.get("return", Any))
+        return cls(label, stored, passed, hints.get("return", Any))
 
     def bind(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> dict[str, object]:
         """Put the arguments under their parameters' names: the wire form. Types are not checked here.

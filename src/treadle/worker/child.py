@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
@@ -34,10 +36,12 @@ from treadle.model.job import LogLine
 from treadle.model.outcome import Held, Outcome
 from treadle.model.sanitise import describe_exception
 from treadle.worker import wire
+from treadle.worker.around import Around
 from treadle.worker.capture import capture_logging
 from treadle.worker.context import JobContext
 from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
+from treadle.worker.resources import Resources
 from treadle.worker.runner import Attempt, Runner
 
 CHUNK: Final = 1 << 16
@@ -145,15 +149,15 @@ class Handler:
 
     Args:
         pipe: where their notes go.
-        registry: the app's tasks.
-        runner: turns attempts into outcomes.
+        app: the Treadle: its tasks, codecs and extensions.
     """
 
-    def __init__(self, pipe: Pipe, registry: Registry, runner: Runner) -> None:
+    def __init__(self, pipe: Pipe, app: Any) -> None:
         self._pipe = pipe
-        self._registry = registry
-        self._runner = runner
-        self._loop: asyncio.Runner | None = None
+        self._registry: Registry = app.registry
+        self._loop = asyncio.Runner()
+        around = Around(app.extensions, Resources(app.extensions.resources, self._loop.run))
+        self._runner = Runner(app.codecs, around, _here)
         self._context: JobContext | None = None
         self._task: asyncio.Task[Outcome] | None = None
         pipe.on_cancel = self.cancel
@@ -168,7 +172,12 @@ class Handler:
         attempt = Attempt(run.claimed, definition, context)
         limit_memory(run.memory)
         try:
-            outcome = self._run_async(attempt) if definition.is_async else self._runner.run_plain(attempt)
+            on_loop = self._runner.needs_loop(definition)
+            own = contextvars.copy_context()  # what a handler sets there must not reach the next one
+            if on_loop:
+                outcome = self._loop.run(self._as_task(attempt), context=own)
+            else:
+                outcome = own.run(self._runner.run_plain, attempt)
         finally:
             limit_memory(None)
             self._context = None
@@ -184,11 +193,6 @@ class Handler:
         if task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 task.get_loop().call_soon_threadsafe(task.cancel)
-
-    def _run_async(self, attempt: Attempt) -> Outcome:
-        if self._loop is None:
-            self._loop = asyncio.Runner()
-        return self._loop.run(self._as_task(attempt))
 
     async def _as_task(self, attempt: Attempt) -> Outcome:
         self._task = asyncio.get_running_loop().create_task(self._runner.run_async(attempt))
@@ -215,7 +219,7 @@ def main(inward: int, outward: int, stacks: int) -> None:
     with capture_logging(hello.log_level):
         try:
             app: Any = find_again(hello.app, hello.main, hello.sys_path)
-            handler = Handler(pipe, app.registry, Runner(app.codecs))
+            handler = Handler(pipe, app)
             pipe.clock = app.clock
         except (Exception, SystemExit) as error:  # whatever a user's module raises
             pipe.say(wire.Broken(": ".join(describe_exception(error, 2000)[:2])))
@@ -229,6 +233,11 @@ def _ended(outcome: Outcome, lines: list[LogLine], meter: Meter) -> wire.Ended:
     kind, fields = wire.pack_outcome(outcome)
     used = meter.read()
     return wire.Ended(kind, fields, lines, used.peak_rss, used.cpu)
+
+
+async def _here(function: Callable[[], object]) -> object:
+    """A plain function inside a coroutine: nothing else runs here, so it may block the loop."""
+    return function()
 
 
 def _nobody(reason: str | None) -> None:

@@ -44,6 +44,7 @@ class Claimer:
         caps: JSON object of the crash caps of tasks that have one of their own, empty for none.
         clock: for due times and rates.
         on_fatal: called when the store can no longer be used.
+        on_idle: called when there is nothing to claim and nothing runs.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Claimer:
         caps: str,
         clock: Clock,
         on_fatal: Callable[[TreadleError], None],
+        on_idle: Callable[[], None],
     ) -> None:
         self._store = store
         self._presence = presence
@@ -65,6 +67,7 @@ class Claimer:
         self._caps = caps
         self._clock = clock
         self._on_fatal = on_fatal
+        self._on_idle = on_idle
         self._wake = asyncio.Event()
         self._watch = Watch(store.facts)
         self._more = True
@@ -186,6 +189,7 @@ class Claimer:
             return
         if not self._crew.running and (not self._more or self._paused):
             self.idle.set()
+            self._on_idle()
         quick = self._clock.monotonic() < self._quick_until
         limit = QUICK_POLL if quick else defaults.POLL.total_seconds()
         if self._next_due is not None:

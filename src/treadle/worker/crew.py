@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
 from treadle.clock import SECOND, Clock, give_way
-from treadle.errors import ConfigurationError, TreadleError
+from treadle.errors import TreadleError
 from treadle.host.roll import Roll
-from treadle.model.extra import policy_of
 from treadle.model.job import Claimed
-from treadle.model.outcome import Failed, Held, Outcome, Succeeded
+from treadle.model.outcome import Failed, Outcome
 from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
-from treadle.model.settle import Transition, settle, succeeded
+from treadle.model.settle import Transition
 from treadle.store.ops.claim import arguments
 from treadle.store.ops.settle import immediates
 from treadle.store.store import Store
 from treadle.worker.children import Children
 from treadle.worker.context import Desk, JobContext
+from treadle.worker.events import Events
+from treadle.worker.judging import judge
 from treadle.worker.pools import ThreadPool
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Attempt, Runner
@@ -49,6 +49,8 @@ class Crew:
         runner: turns attempts into outcomes.
         settler: gets every transition.
         desk: where running jobs write.
+        events: told what begins.
+        threads: for plain functions, as many as slots.
         children: for attempts in processes of their own; None where the app cannot be imported again.
         store: where large arguments and counts are read.
         roll: where it is written down that an attempt has begun.
@@ -64,6 +66,8 @@ class Crew:
         runner: Runner,
         settler: Settler,
         desk: Desk,
+        events: Events,
+        threads: ThreadPool,
         children: Children | None,
         store: Store,
         roll: Roll,
@@ -75,6 +79,7 @@ class Crew:
         self._registry = registry
         self._settler = settler
         self._desk = desk
+        self._events = events
         self._children = children
         self._store = store
         self._roll = roll
@@ -82,11 +87,11 @@ class Crew:
         self._on_room = on_room
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPool(slots, "treadle-job")
+        self._threads = threads
         # The C constructor costs half of loop.create_task; a program's own factory is respected.
         new_task = asyncio.Task if self._loop.get_task_factory() is None else task_by_factory
         self._means = Means(
-            self._loop, new_task, runner, self._threads, children,
+            self._loop, new_task, runner, threads, children,
             lambda job_id: store.submit_read(partial(arguments, job_id=job_id)), self._ended, self._late,
         )  # fmt: skip
         self._running: dict[int, Running] = {}
@@ -217,8 +222,10 @@ class Crew:
         self._roll.enter(claimed.lease)
         self._empty.clear()
         isolated = definition.isolated or (claimed.lease == self._solo and self._children is not None)
-        kind = InChild if isolated else OnLoop if definition.is_async else OnThread
+        kind = InChild if isolated else OnLoop if self._means.runner.needs_loop(definition) else OnThread
         running = self._running[claimed.lease] = kind(attempt, self._means, self._clock.now())
+        if self._events.wants_starts:
+            self._events.started(claimed)
         running.begin()
 
     def _ended(self, running: Running, outcome: Outcome) -> None:
@@ -261,7 +268,7 @@ class Crew:
             self._counting.add(task)
             task.add_done_callback(self._counting.discard)
             return
-        self._settler.add(judge(running, outcome, now))
+        self._settle_now(running, judge(attempt, outcome, running.started_at, now))
 
     async def _settle_counted(self, running: Running, outcome: Outcome, now: int) -> None:
         attempt = running.attempt
@@ -271,7 +278,14 @@ class Crew:
         except TreadleError as error:
             log.warning("Immediate retries of job %s could not be read: %s", attempt.claimed.id, error)
             granted = {class_name(kind): RETRIES_MAX for kind in attempt.definition.retry.immediately}
-        self._settler.add(judge(running, outcome, now, granted))
+        self._settle_now(running, judge(attempt, outcome, running.started_at, now, granted))
+
+    def _settle_now(self, running: Running, transition: Transition) -> None:
+        if running.usage is not None:
+            transition = transition._replace(usage=running.usage)
+        if self._events.wants_outcomes:
+            transition = transition._replace(claimed=running.attempt.claimed)
+        self._settler.add(transition)
 
     async def _wait_empty(self, seconds: float) -> None:
         empty = self._loop.create_task(self._empty.wait())
@@ -279,24 +293,3 @@ class Crew:
         await asyncio.wait({empty, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in (empty, hurry):
             task.cancel()
-
-
-def judge(running: Running, outcome: Outcome, now: int, immediates: dict[str, int] | None = None) -> Transition:
-    """Settle *outcome* under the policy in force for this very job."""
-    attempt = running.attempt
-    claimed, definition = attempt.claimed, attempt.definition
-    retry = definition.retry
-    if type(outcome) is Succeeded:
-        found = succeeded(claimed, outcome, running.started_at, now)
-    else:
-        if claimed.extra is not None:
-            try:
-                retry = policy_of(claimed.extra, retry)
-            except ConfigurationError as error:
-                outcome = Held(f"undecodable: its options cannot be read: {error}"[:500])
-        luck = random.random()  # noqa: S311 - jitter
-        found = settle(claimed, outcome, retry, running.started_at, now, luck, immediates, definition.crash_cap)
-    lines = attempt.context.last_lines()
-    if lines or running.usage is not None:
-        found = found._replace(logs=tuple(lines), usage=running.usage)
-    return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 
 class ThreadPool:
@@ -40,6 +43,29 @@ class ThreadPool:
                 thread.start()
         self._calls.put(call)
 
+    async def call(self, function: Callable[[], object]) -> object:
+        """Run *function* on a thread for the running coroutine, in its context; wait until it returns, come what may.
+
+        A cancellation meanwhile does not end the wait: the thread goes on, and so must whoever holds its slot.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                finish = partial(future.set_result, context.run(function))
+            except BaseException as error:
+                finish = partial(future.set_exception, _without_stop(error))
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(finish)
+
+        self.start(run)
+        while not future.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(future)
+        return future.result()
+
     def close(self) -> None:
         """Let idle threads end; busy ones end after their call."""
         for _ in self._threads:
@@ -50,3 +76,8 @@ class ThreadPool:
             contextvars.copy_context().run(call)
             with self._lock:
                 self._idle += 1
+
+
+def _without_stop(error: BaseException) -> BaseException:
+    """A future cannot carry StopIteration; it fails the attempt like any other error."""
+    return RuntimeError(f"the handler raised {error!r}") if isinstance(error, StopIteration) else error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from treadle import defaults
@@ -29,7 +31,9 @@ from treadle.model.outcome import (
 )
 from treadle.model.retry import kinds_of
 from treadle.model.sanitise import clean_text, describe_exception
+from treadle.worker.around import Around
 from treadle.worker.context import RUNNING, JobContext
+from treadle.worker.extensions import Call
 
 STOPPED: Final = "the worker stopped before it was done"
 
@@ -42,7 +46,8 @@ class Attempt(NamedTuple):
     context: JobContext
 
 
-Call = tuple[list[object], dict[str, object]]
+Decoded = tuple[list[object], dict[str, object]]
+InThread = Callable[[Callable[[], object]], Awaitable[object]]
 
 
 class Runner:
@@ -50,22 +55,36 @@ class Runner:
 
     Args:
         codecs: the codecs stored arguments may name.
+        around: what surrounds handlers.
+        in_thread: runs a plain function for a coroutine that waits for it, whatever happens.
     """
 
-    def __init__(self, codecs: CodecRegistry) -> None:
+    def __init__(self, codecs: CodecRegistry, around: Around, in_thread: InThread) -> None:
         self._codecs = codecs
+        self._around = around
+        self._in_thread = in_thread
+
+    def needs_loop(self, definition: TaskDefinition) -> bool:
+        """True when a task has to be started on the event loop: a coroutine function, or one inside of such."""
+        wrapping = self._around.of(definition)
+        return definition.is_async or (wrapping is not None and wrapping.on_loop)
 
     async def run_async(self, attempt: Attempt) -> Outcome:
-        """Run a coroutine function on the running loop."""
+        """Run a handler on the running loop."""
         RUNNING.set(attempt.context)
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
+        definition, wrapping = attempt.definition, self._around.of(attempt.definition)
         try:
-            value = await attempt.definition.function(*call[0], **call[1])
+            if wrapping is None:
+                value = await definition.function(*call[0], **call[1])
+            else:
+                whole = Call(attempt.context, *call)
+                value = await self._around.call(wrapping, whole, partial(self._handle, definition))
         except BaseException as error:
             return raised(attempt, error)
-        return self._returned(attempt, value)
+        return returned(attempt, value)
 
     def run_plain(self, attempt: Attempt) -> Outcome:
         """Run a plain function on this thread."""
@@ -73,52 +92,64 @@ class Runner:
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
+        definition, wrapping = attempt.definition, self._around.of(attempt.definition)
         try:
-            value = attempt.definition.function(*call[0], **call[1])
-            _refuse_coroutine(value)
+            if wrapping is None:
+                value = _refused_coroutine(definition.function(*call[0], **call[1]))
+            else:
+                whole = Call(attempt.context, *call)
+                value = self._around.call_plain(wrapping, whole, partial(_handle_plain, definition))
         except BaseException as error:
             return raised(attempt, error)
-        return self._returned(attempt, value)
+        return returned(attempt, value)
 
-    def _decode(self, attempt: Attempt) -> Call | Held:
+    def _decode(self, attempt: Attempt) -> Decoded | Held:
         claimed, definition = attempt.claimed, attempt.definition
         if claimed.data is None:
             return Held("undecodable: the arguments are missing from the database")
         try:
             codec = definition.codec if claimed.codec == definition.codec.name else self._codecs.get(claimed.codec)
-            call = definition.signature.decode(codec, claimed.data)
+            call = definition.decode(codec, claimed.data, claimed.version)
         except ConfigurationError as error:
             return Held(_words("unknown codec", error))
         except PayloadError as error:
             return Held(_words("undecodable", error))
         except Exception as error:
             return Held(_words("undecodable", error))
-        if definition.signature.context_parameter is not None:
-            for name in definition.signature.injected:
-                call[1][name] = attempt.context
+        if definition.signature.injected:
+            for name, kind in definition.signature.injected.items():
+                if kind is JobContext:
+                    call[1][name] = attempt.context
         return call
 
-    def _returned(self, attempt: Attempt, value: Any) -> Outcome:
-        context = attempt.context
-        if context.overdue is not None:
-            return timed_out(attempt)  # its work was late, and others may have taken it for lost
-        if isinstance(value, Snooze | RetryAfter | Abort):
-            return raised(attempt, value)
-        codec = attempt.definition.codec
-        if value is None:
-            return Succeeded(codec.name, None, None, context.follow) if context.follow else NOTHING_RETURNED
-        try:
-            data = attempt.definition.signature.encode_result(codec, value)
-        except Exception as error:
-            return Succeeded(codec.name, None, not_stored(_message(error), None), context.follow)
-        try:
-            check_size(data, attempt.definition.result_cap, "contents of the result")
-        except PayloadTooLarge as error:
-            return Succeeded(codec.name, None, not_stored(_message(error), len(data)), context.follow)
-        return Succeeded(codec.name, data, None, context.follow)
+    async def _handle(self, definition: TaskDefinition, call: Call) -> object:
+        if definition.is_async:
+            return await definition.function(*call.args, **call.kwargs)
+        return await self._in_thread(partial(_handle_plain, definition, call))
 
 
 NOTHING_RETURNED: Final = Succeeded()
+
+
+def returned(attempt: Attempt, value: Any) -> Outcome:
+    """What *value*, returned by the handler of *attempt*, makes of it."""
+    context = attempt.context
+    if context.overdue is not None:
+        return timed_out(attempt)  # its work was late, and others may have taken it for lost
+    if isinstance(value, Snooze | RetryAfter | Abort):
+        return raised(attempt, value)
+    codec = attempt.definition.codec
+    if value is None:
+        return Succeeded(codec.name, None, None, context.follow) if context.follow else NOTHING_RETURNED
+    try:
+        data = attempt.definition.signature.encode_result(codec, value)
+    except Exception as error:
+        return Succeeded(codec.name, None, not_stored(_message(error), None), context.follow)
+    try:
+        check_size(data, attempt.definition.result_cap, "contents of the result")
+    except PayloadTooLarge as error:
+        return Succeeded(codec.name, None, not_stored(_message(error), len(data)), context.follow)
+    return Succeeded(codec.name, data, None, context.follow)
 
 
 def raised(attempt: Attempt, error: BaseException) -> Outcome:
@@ -162,11 +193,16 @@ def timed_out(attempt: Attempt, error: BaseException | None = None) -> Failed:
     return Failed(kinds_of(TimeoutError()), "TimeoutError", clean_text(message, 2000), stack)
 
 
-def _refuse_coroutine(value: object) -> None:
+def _handle_plain(definition: TaskDefinition, call: Call) -> object:
+    return _refused_coroutine(definition.function(*call.args, **call.kwargs))
+
+
+def _refused_coroutine(value: object) -> object:
     # Its work was never done, so a success here would be a job dropped silently.
     if inspect.iscoroutine(value):
         value.close()
         raise TypeError("a plain function returned a coroutine, which nobody awaited; declare it with 'async def'")
+    return value
 
 
 def _words(what: str, error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -33,7 +33,7 @@ class Settler:
     Args:
         store: where.
         worker: the worker's name, for the history.
-        on_stored: called with the leases whose outcomes are stored or refused.
+        on_stored: called with the transitions that are stored, and the leases of those that were refused.
         on_lost: called with each lease whose progress was refused: its attempt may still run.
         on_fatal: called when the store can no longer be used at all.
     """
@@ -42,7 +42,7 @@ class Settler:
         self,
         store: Store,
         worker: str,
-        on_stored: Callable[[Iterable[int]], None],
+        on_stored: Callable[[Sequence[Transition], Sequence[int]], None],
         on_lost: Callable[[int], None],
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
@@ -121,7 +121,7 @@ class Settler:
             except Exception as error:  # whatever it is, the worker and the other outcomes must outlive it
                 return await self._divide(batch, error)
             else:
-                self._on_stored(one.lease for one in batch)
+                self._on_stored(batch, lost)
                 for lease in lost:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
                 return True

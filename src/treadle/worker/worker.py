@@ -5,39 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
+from typing import Any
 
-import msgspec
-
-from treadle import defaults
-from treadle.clock import Clock
 from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
 from treadle.host.bells import Bell
 from treadle.host.children import is_child
 from treadle.model.codec import CodecRegistry
-from treadle.model.job import LogLine
-from treadle.store.ops import meta, notes
+from treadle.model.settle import Transition
+from treadle.store.ops import meta
 from treadle.store.session import Session
 from treadle.store.store import Store
-from treadle.worker.children import Children
-from treadle.worker.claimer import Claimer
-from treadle.worker.crew import Crew
+from treadle.worker.assembly import AppParts, Hooks, assemble, check
+from treadle.worker.extensions import Extensions
 from treadle.worker.failing import broken
-from treadle.worker.fitness import Fitness
 from treadle.worker.location import Location
 from treadle.worker.options import WorkerOptions, seconds_of
-from treadle.worker.orders import Orders
 from treadle.worker.presence import Abilities, Presence
 from treadle.worker.process import live
 from treadle.worker.registry import Registry
-from treadle.worker.runner import Runner
-from treadle.worker.settler import Settler
-from treadle.worker.talk import Birth
-from treadle.worker.upkeep import Upkeep
 
 log = logging.getLogger("treadle.worker")
 
@@ -52,6 +41,7 @@ class Worker:
         store: opens the store when the worker starts.
         registry: the tasks it can run.
         codecs: the codecs stored arguments may name.
+        extensions: what the app has put around its handlers.
         options: how it works.
         find_app: says where the app can be imported, for attempts in processes of their own.
     """
@@ -61,12 +51,12 @@ class Worker:
         store: Callable[[], Store],
         registry: Registry,
         codecs: CodecRegistry,
+        extensions: Extensions,
         options: WorkerOptions,
         find_app: Callable[[], Location | None],
     ) -> None:
         self._open = store
-        self._registry = registry
-        self._codecs = codecs
+        self._app = AppParts(registry, codecs, extensions, options)
         self._find_app = find_app
         self.options = options
         self.failure: TreadleError | None = None
@@ -78,6 +68,7 @@ class Worker:
         self._started = False
         self._services: list[asyncio.Task[None]] = []
         self._halting = False
+        self._idle_after = -1
         self._thread: threading.Thread | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -87,8 +78,8 @@ class Worker:
         """Register and begin to claim.
 
         Raises:
-            ConfigurationError: started before, a task in ``tasks`` is unknown, or a task wants a process of its own
-                and the app cannot be imported in one.
+            ConfigurationError: started before, a task in ``tasks`` is unknown, a task wants a resource that nobody
+                makes, or a process of its own in which the app cannot be imported.
             BackupNotAdopted: the file is a backup copy.
         """
         if self._started:
@@ -101,8 +92,9 @@ class Worker:
         self._started = True
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        names = self._registry.names(self.options.tasks)
-        location = self._locate(names)
+        names = self._app.registry.names(self.options.tasks)
+        location = self._find_app()
+        check(self._app, names, location)
         self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)
         abilities = Abilities(
@@ -110,7 +102,7 @@ class Worker:
             concurrency=self.options.concurrency,
         )  # fmt: skip
         self._presence = await asyncio.to_thread(Presence.enter, self._store, abilities)
-        self._assemble(names, location)
+        self._assemble(location)
         self._upkeep.start()
         serving = (
             self._settler.serve(), self._settler.serve_notes(), self._claimer.serve(), self._orders.serve(),
@@ -122,6 +114,7 @@ class Worker:
         if self._presence.bell is not None:
             self._loop.add_reader(self._presence.bell.fileno(), self._rung, self._presence.bell)
         log.info("Worker %s works on %s; tasks: %s", self.name, self._store.path, ", ".join(names) or "none")
+        self._events.of_worker("worker_started")
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop claiming, let running attempts end within *grace* seconds, return the rest unspent, deregister."""
@@ -155,6 +148,9 @@ class Worker:
             await asyncio.to_thread(self._presence.abandon if self.failure else self._presence.leave)
         except (StoreClosed, StoreLost) as error:  # the slot is free all the same, and others see it
             self.failure = error
+        await self._resources.close()
+        self._events.of_worker("worker_stopped")
+        await self._events.drained()
         log.info("Worker %s stopped.", self.name)
 
     async def ended(self) -> None:
@@ -241,71 +237,28 @@ class Worker:
         return self._presence.name
 
     @property
-    def store_id(self) -> str:
-        """Stable name of the database, for idempotency keys."""
-        return self._store_id
-
-    @property
-    def clock(self) -> Clock:
-        """Where times come from."""
-        return self._store.clock
-
-    @property
     def running(self) -> int:
         """How many attempts run now."""
         return self._crew.running
 
-    def note_progress(self, lease: int, fraction: float, message: str) -> None:
-        """Remember a running job's last progress."""
-        self._settler.note(lease, fraction, message)
-
-    def note_line(self, lease: int, line: LogLine) -> None:
-        """Keep a line of a running job."""
-        self._settler.note_line(lease, line)
-
-    def write_checkpoint(self, lease: int, codec: str, data: bytes) -> Future[None]:
-        """Store a running job's checkpoint."""
-        return self._store.submit(partial(notes.checkpoint, lease=lease, codec=codec, data=data))
-
-    def read_checkpoint(self, job_id: int) -> Future[tuple[str, bytes] | None]:
-        """Read a job's last checkpoint."""
-        return self._store.submit_read(partial(notes.last_checkpoint, job_id=job_id))
-
-    def _locate(self, names: tuple[str, ...]) -> Location | None:
-        location = self._find_app()
-        alone = sorted({task.name for name in names if (task := self._registry.get(name)).isolated})
-        if alone and location is None:
-            raise ConfigurationError(
-                f"{', '.join(alone)} should run in processes of their own, but no module has this Treadle as an "
-                "attribute, so a fresh process could not import it. Make it at the top of a module."
-            )
-        return location
-
-    def _assemble(self, names: tuple[str, ...], location: Location | None) -> None:
-        store, clock, presence = self._store, self._store.clock, self._presence
-        self._settler = Settler(store, self.name, self._stored, self._lost, self._fail)
-        birth = None if location is None else Birth(location, presence.children_lock, presence.mark)
-        children = None if birth is None else Children(birth, self)
-        self._crew = Crew(
-            self.options.concurrency, self._registry, Runner(self._codecs), self._settler, self, children, store,
-            presence.roll, clock, self._room, self._drain,
+    def _assemble(self, location: Location | None) -> None:
+        hooks = Hooks(
+            self._stored, self._lost, self._room, self._rest, self._drain, self._fail, self.stop_soon, self._on_loop
         )  # fmt: skip
-        caps = {n: t.crash_cap for n in names if (t := self._registry.get(n)).crash_cap != defaults.CRASH_CAP}
-        caps_json = msgspec.json.encode(caps).decode() if caps else ""
-        self._claimer = Claimer(
-            store, presence, self._crew, self.options.queues, names, caps_json, clock, self._fail
-        )
-        self._orders = Orders(store, presence, self._crew, self._claimer, self._drain, self._fail)
-        self._fitness = Fitness(self.options, clock, self._drain)
-        self._upkeep = Upkeep(store, presence, names, self.options, self._store_id, clock, self._fail)
+        parts = assemble(self._app, self._store, self._presence, self._store_id, location, hooks)
+        self._settler, self._events, self._resources = parts.settler, parts.events, parts.resources
+        self._crew, self._claimer, self._orders = parts.crew, parts.claimer, parts.orders
+        self._fitness, self._upkeep = parts.fitness, parts.upkeep
 
     def _rung(self, bell: Bell) -> None:
         tokens = bell.drain()
         self._claimer.rung(tokens)
         self._orders.rung(tokens)
 
-    def _stored(self, leases: Iterable[int]) -> None:
-        self._crew.stored(leases)
+    def _stored(self, transitions: Sequence[Transition], lost: Sequence[int]) -> None:
+        self._crew.stored(one.lease for one in transitions)
+        if self._events.wants_outcomes:
+            self._events.settled(transitions, lost)
 
     def _lost(self, lease: int) -> None:
         self._crew.lost(lease)
@@ -313,6 +266,14 @@ class Worker:
     def _room(self) -> None:
         self._claimer.wake()
         self._fitness.ran(self._crew.started)
+
+    def _rest(self) -> None:
+        if self._crew.started != self._idle_after:
+            self._idle_after = self._crew.started
+            self._events.of_worker("worker_idle")
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _check_file(self, session: Session) -> str:
         made_at = meta.backup_mark(session)

@@ -48,8 +48,11 @@ def last_checkpoint(session: Session, job_id: int) -> tuple[str, bytes] | None:
     return (row[0], row[1]) if row else None
 
 
+def lost(lease: int) -> LeaseLost:
+    """What is said to an attempt that no longer owns its job."""
+    return LeaseLost(f"Lease {lease} no longer owns its job: it was rescued, evicted or ended. Nothing was written.")
+
+
 def _guard(lease: int, changed: int) -> None:
     if changed != 1:
-        raise LeaseLost(
-            f"Lease {lease} no longer owns its job: it was rescued, evicted or ended. Nothing was written."
-        )
+        raise lost(lease)

@@ -23,6 +23,7 @@ VALUES (:slot, :epoch, :name, :host, :pid, :pid_started, :pid_namespace, :boot_i
 SEEN: Final = """
 UPDATE treadle_workers SET seen_at = :now WHERE slot = :slot AND epoch = :epoch RETURNING coalesce(orders, '')
 """
+LEARN: Final = "UPDATE treadle_workers SET tasks = :tasks WHERE slot = :slot AND epoch = :epoch"
 ORDERS_OF: Final = "SELECT coalesce(orders, '') FROM treadle_workers WHERE slot = :slot AND epoch = :epoch"
 ORDER: Final = """
 UPDATE treadle_workers SET orders = :orders, ordered_by = :by WHERE slot = :slot AND epoch = :epoch
@@ -121,6 +122,12 @@ def register(
     session.change(REGISTER, row)
     free_known(session, who.tasks)
     return rescued
+
+
+def learn(session: Session, slot: int, epoch: int, tasks: Sequence[str]) -> None:
+    """Say that a worker knows these tasks now; jobs held for want of one are ready again."""
+    session.change(LEARN, {"slot": slot, "epoch": epoch, "tasks": msgspec.json.encode(tasks).decode()})
+    free_known(session, tuple(tasks))
 
 
 def last_epoch(session: Session, slot: int) -> int | None:
