@@ -73,7 +73,7 @@ def statements() -> dict[str, str]:
             ):
                 found[f"{module.__name__.rsplit('.')[-1]}.{name}"] = value
     found.pop("claim.PICK")
-    found |= {f"claim.PICK {dialect.joined_blob[:12]}": text for dialect, text in claim.PICKS.items()}
+    found |= {f"claim.PICK {dialect.joined_blob[:12]} {some}": text for (dialect, some), text in claim.PICKS.items()}
     for name in [name for name, text in found.items() if "{state}" in text]:
         found[name] = found[name].replace("{state}", "7")
     return found
@@ -127,7 +127,7 @@ def test_the_statements_were_found() -> None:
     }  # fmt: skip
     assert expected <= set(STATEMENTS)
     assert len([name for name in STATEMENTS if name.startswith("settle.")]) >= 6
-    assert len([name for name in STATEMENTS if name.startswith("claim.PICK")]) == 2
+    assert len([name for name in STATEMENTS if name.startswith("claim.PICK")]) == 4
     assert all(inspect.ismodule(module) for module in HOT)
 
 

@@ -42,7 +42,7 @@ from treadle.worker.context import JobContext
 from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
 from treadle.worker.resources import Resources
-from treadle.worker.runner import Attempt, Runner
+from treadle.worker.runner import Attempt, Runner, needs_loop
 
 CHUNK: Final = 1 << 16
 LOOK_FOR_PARENT_EVERY: Final = 1.0
@@ -169,12 +169,12 @@ class Handler:
         if definition is None:
             return _ended(Held(f"its process does not know the task {run.claimed.task!r}"), [], meter)
         context = self._context = JobContext(run.claimed, definition.codec, self._pipe)
-        attempt = Attempt(run.claimed, definition, context)
+        wrapping = self._runner.wrapping_of(definition)
+        attempt = Attempt(run.claimed, definition, context, wrapping)
         limit_memory(run.memory)
         try:
-            on_loop = self._runner.needs_loop(definition)
             own = contextvars.copy_context()  # what a handler sets there must not reach the next one
-            if on_loop:
+            if needs_loop(definition, wrapping):
                 outcome = self._loop.run(self._as_task(attempt), context=own)
             else:
                 outcome = own.run(self._runner.run_plain, attempt)

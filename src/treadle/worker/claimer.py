@@ -144,7 +144,7 @@ class Claimer:
             self._more = False  # a ring that comes during the claim sets it again, and must not be lost
             found = await self._claim(room)
             self._crew.take(found.jobs)
-            self._more = self._more or found.more or len(found.jobs) >= room
+            self._more = self._more or len(found.jobs) >= room
             self._next_due = found.next_due
             if self._more or found.jobs:
                 return

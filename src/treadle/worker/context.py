@@ -62,7 +62,7 @@ class JobContext:
         crashes: attempts that died with their process so far.
     """
 
-    __slots__ = ("_cancelled", "_claimed", "_codec", "_desk", "_follow", "_lines", "_tails", "cancel_reason", "overdue")
+    __slots__ = ("_cancelled", "_claimed", "_codec", "_desk", "_follow", "_tails", "cancel_reason", "lines", "overdue")
 
     def __init__(self, claimed: Claimed, codec: Codec, desk: Desk) -> None:
         self._claimed = claimed
@@ -70,7 +70,8 @@ class JobContext:
         self._desk = desk
         self._follow: tuple[NewJob, ...] = ()
         self._cancelled = False
-        self._lines: Lines | None = None
+        self.lines: Lines | None = None
+        """What this attempt has logged; None while it has said nothing."""
         self._tails: dict[str, str] | None = None
         self.cancel_reason: str | None = None
         """Why a person or the program wants this job called off; None when nobody does."""
@@ -156,14 +157,15 @@ class JobContext:
 
     def keep_line(self, level: int, source: str, text: str) -> None:
         """The same for a line that came from *source*, such as a logger's name."""
-        if self._lines is None:
-            self._lines = Lines()
-        line = self._lines.keep(self._desk.clock.now(), level, source, text)
+        if self.lines is None:
+            self.lines = Lines()
+        line = self.lines.keep(self._desk.clock.now(), level, source, text)
         if line is not None:
             self._desk.note_line(self._claimed.lease, line)
 
     def keep_text(self, level: int, source: str, text: str) -> None:
         """The same for text in pieces: lines are kept when they are whole."""
+        self.lines = self.lines or Lines()
         tails = self._tails = self._tails or {}
         *lines, tail = (tails.pop(source, "") + text).split("\n")
         if len(tail) > TAIL_MOST:
@@ -179,7 +181,7 @@ class JobContext:
             for source, tail in self._tails.items():
                 self.keep_line(logging.INFO, source, tail)
             self._tails = None
-        return () if self._lines is None else self._lines.rest()
+        return () if self.lines is None else self.lines.rest()
 
     def checkpoint(self, value: object) -> None:
         """Store *value* for later attempts; it is durable when this returns. For plain functions.

@@ -12,6 +12,7 @@ from typing import Final
 from treadle.clock import SECOND, Clock, give_way
 from treadle.errors import TreadleError
 from treadle.host.roll import Roll
+from treadle.model.definition import TaskDefinition
 from treadle.model.job import Claimed
 from treadle.model.outcome import Failed, Outcome
 from treadle.model.retry import RETRIES_MAX
@@ -20,13 +21,14 @@ from treadle.model.settle import Transition
 from treadle.store.ops.claim import arguments
 from treadle.store.ops.settle import immediates
 from treadle.store.store import Store
+from treadle.worker.around import Wrapping
 from treadle.worker.children import Children
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.events import Events
 from treadle.worker.judging import judge
 from treadle.worker.pools import ThreadPool
 from treadle.worker.registry import Registry
-from treadle.worker.runner import Attempt, Runner
+from treadle.worker.runner import Attempt, Runner, needs_loop
 from treadle.worker.running import InChild, Means, OnLoop, OnThread, Running, task_by_factory
 from treadle.worker.settler import Settler
 
@@ -38,6 +40,9 @@ SUSPECT_AFTER: Final = 2
 """Crashes after which a job runs alone, so that only its own crash can bring it to the cap."""
 LAST_PATIENCE: Final = 1.0
 """Seconds that cancelled attempts have to end before their leases are given back."""
+
+
+Plan = tuple[TaskDefinition, Wrapping | None, type[Running]]
 
 
 class Crew:
@@ -94,6 +99,7 @@ class Crew:
             self._loop, new_task, runner, threads, children,
             lambda job_id: store.submit_read(partial(arguments, job_id=job_id)), self._ended, self._late,
         )  # fmt: skip
+        self._plans: dict[str, Plan] = {}
         self._running: dict[int, Running] = {}
         self._buffer: deque[Claimed] = deque()
         self._suspects: deque[Claimed] = deque()
@@ -214,19 +220,30 @@ class Crew:
         self._start(suspect)
 
     def _start(self, claimed: Claimed) -> None:
-        definition = self._registry.get(claimed.task)
-        attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self._desk))
+        definition, wrapping, kind = self._plans.get(claimed.task) or self._plan(claimed.task)
+        attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self._desk), wrapping)
         self.started += 1
         if self.started % GIVE_WAY_EVERY == 0:
             give_way()
         self._roll.enter(claimed.lease)
         self._empty.clear()
-        isolated = definition.isolated or (claimed.lease == self._solo and self._children is not None)
-        kind = InChild if isolated else OnLoop if self._means.runner.needs_loop(definition) else OnThread
+        if claimed.lease == self._solo and self._children is not None:
+            kind = InChild
         running = self._running[claimed.lease] = kind(attempt, self._means, self._clock.now())
         if self._events.wants_starts:
             self._events.started(claimed)
-        running.begin()
+        if definition.timeout is None:
+            running.start()
+        else:
+            running.begin()
+
+    def _plan(self, task: str) -> Plan:
+        """How to run a task; looked up once."""
+        definition = self._registry.get(task)
+        wrapping = self._means.runner.wrapping_of(definition)
+        kind = InChild if definition.isolated else OnLoop if needs_loop(definition, wrapping) else OnThread
+        plan = self._plans[task] = definition, wrapping, kind
+        return plan
 
     def _ended(self, running: Running, outcome: Outcome) -> None:
         lease = running.attempt.claimed.lease

@@ -35,5 +35,7 @@ def judge(
                 outcome = Held(f"undecodable: its options cannot be read: {error}"[:500])
         luck = random.random()  # noqa: S311 - jitter
         found = settle(claimed, outcome, retry, started_at, now, luck, immediates, definition.crash_cap)
+    if attempt.context.lines is None:
+        return found
     lines = attempt.context.last_lines()
     return found._replace(logs=tuple(lines)) if lines else found

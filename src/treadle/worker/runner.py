@@ -31,7 +31,7 @@ from treadle.model.outcome import (
 )
 from treadle.model.retry import kinds_of
 from treadle.model.sanitise import clean_text, describe_exception
-from treadle.worker.around import Around
+from treadle.worker.around import Around, Wrapping
 from treadle.worker.context import RUNNING, JobContext
 from treadle.worker.extensions import Call
 
@@ -39,11 +39,12 @@ STOPPED: Final = "the worker stopped before it was done"
 
 
 class Attempt(NamedTuple):
-    """One attempt about to run."""
+    """One attempt about to run; *wrapping* is what surrounds its handler, None for nothing."""
 
     claimed: Claimed
     definition: TaskDefinition
     context: JobContext
+    wrapping: Wrapping | None = None
 
 
 Decoded = tuple[list[object], dict[str, object]]
@@ -64,10 +65,9 @@ class Runner:
         self._around = around
         self._in_thread = in_thread
 
-    def needs_loop(self, definition: TaskDefinition) -> bool:
-        """True when a task has to be started on the event loop: a coroutine function, or one inside of such."""
-        wrapping = self._around.of(definition)
-        return definition.is_async or (wrapping is not None and wrapping.on_loop)
+    def wrapping_of(self, definition: TaskDefinition) -> Wrapping | None:
+        """What surrounds the handler of a task."""
+        return self._around.of(definition)
 
     async def run_async(self, attempt: Attempt) -> Outcome:
         """Run a handler on the running loop."""
@@ -75,7 +75,7 @@ class Runner:
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
-        definition, wrapping = attempt.definition, self._around.of(attempt.definition)
+        definition, wrapping = attempt.definition, attempt.wrapping
         try:
             if wrapping is None:
                 value = await definition.function(*call[0], **call[1])
@@ -92,7 +92,7 @@ class Runner:
         call = self._decode(attempt)
         if isinstance(call, Held):
             return call
-        definition, wrapping = attempt.definition, self._around.of(attempt.definition)
+        definition, wrapping = attempt.definition, attempt.wrapping
         try:
             if wrapping is None:
                 value = _refused_coroutine(definition.function(*call[0], **call[1]))
@@ -109,7 +109,10 @@ class Runner:
             return Held("undecodable: the arguments are missing from the database")
         try:
             codec = definition.codec if claimed.codec == definition.codec.name else self._codecs.get(claimed.codec)
-            call = definition.decode(codec, claimed.data, claimed.version)
+            if claimed.version == definition.version:
+                call = definition.signature.decode(codec, claimed.data)
+            else:
+                call = definition.decode(codec, claimed.data, claimed.version)
         except ConfigurationError as error:
             return Held(_words("unknown codec", error))
         except PayloadError as error:
@@ -129,6 +132,11 @@ class Runner:
 
 
 NOTHING_RETURNED: Final = Succeeded()
+
+
+def needs_loop(definition: TaskDefinition, wrapping: Wrapping | None) -> bool:
+    """True when a task has to be started on the event loop: a coroutine function, or one inside of such."""
+    return definition.is_async or (wrapping is not None and wrapping.on_loop)
 
 
 def returned(attempt: Attempt, value: Any) -> Outcome:

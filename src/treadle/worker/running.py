@@ -77,8 +77,9 @@ class Running(ABC):
 
     def over(self) -> None:
         """Forget the timers: the attempt has ended."""
-        for timer in self.timers:
-            timer.cancel()
+        if self.timers:
+            for timer in self.timers:
+                timer.cancel()
 
     def ask_to_stop(self, reason: str | None = None) -> None:
         """Ask the handler to stop; what can be stopped by force is, after the task's grace.

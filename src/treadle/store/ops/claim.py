@@ -1,4 +1,4 @@
-"""Taking jobs: promote what is due, pick in order, mark as running under fresh leases; expire what came too late."""
+"""Taking jobs: promote what is due, expire what came too late, pick in order, mark as running under fresh leases."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ UPDATE treadle_jobs SET state = 3 WHERE id IN (
 # for 200 jobs beside a busy event loop).
 PICK: Final = """
 SELECT json_group_array(json_array(
-        id, task, attempt + 1, failures, crashes, priority, due_at, enqueued_at, codec, size, extra, version,
-        expires_at)),
+        id, task, attempt + 1, failures, crashes, priority, due_at, enqueued_at, codec, size, extra, version)),
     {joined}
-FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at, j.expires_at,
+FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at,
         coalesce(p.codec, '') AS codec, length(p.data) AS size, p.extra, coalesce(p.version, 1) AS version,
         CASE WHEN length(p.data) <= 16384 THEN p.data ELSE x'' END AS data
-    FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at, expires_at
+    FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at
         FROM treadle_jobs INDEXED BY treadle_jobs_ready
-        WHERE state = 3 AND queue = :queue AND task IN (SELECT value FROM json_each(:tasks))
+        WHERE state = 3 AND queue = :queue AND task IN (SELECT value FROM json_each(:tasks)){fresh}
         ORDER BY priority DESC, due_at, id LIMIT :most) j
     LEFT JOIN treadle_payloads p ON p.job_id = j.id)
 """
+# Only while some job that has not begun is past its expiry: every row costs a look at one more column then.
+FRESH: Final = " AND (expires_at IS NULL OR expires_at > :now)"
 PICKS: Final = {
-    dialect: PICK.format(joined=dialect.joined_blob) for dialect in (SQLITE, SQLITE_HEX)
-}
+    (dialect, some_expired): PICK.format(joined=dialect.joined_blob, fresh=FRESH if some_expired else "")
+    for dialect in (SQLITE, SQLITE_HEX) for some_expired in (False, True)
+}  # fmt: skip
 # CROSS JOIN pins the order: without it an analysed file may scan the table once per id.
 TAKE: Final = """
 UPDATE treadle_jobs SET state = 5, attempt = attempt + 1, lease = :lease + taken.place, epoch = :epoch,
@@ -57,15 +59,11 @@ CRASH_CAPS: Final = """
 UPDATE treadle_jobs SET crash_cap = (SELECT c.value FROM json_each(:caps) c WHERE c.key = treadle_jobs.task)
 WHERE id IN (SELECT value FROM json_each(:ids)) AND task IN (SELECT key FROM json_each(:caps))
 """
-EXPIRE: Final = """
-UPDATE treadle_jobs SET state = 9, finished_at = :now, reason = 'expired: no worker was free before its time ran out'
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 3
-"""
 EXPIRED: Final = """
 SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_expiring
 WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now LIMIT 1
 """
-SWEEP_EXPIRED: Final = """
+EXPIRE: Final = """
 UPDATE treadle_jobs SET state = 9, finished_at = :now,
     reason = 'expired: not started before its time ran out' || coalesce(' (' || reason || ')', '')
 WHERE id IN (
@@ -96,17 +94,13 @@ class ClaimRequest(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a claim brought: jobs in order, and when the next scheduled job is due (None: nothing scheduled).
-
-    *more* says that jobs expired instead, so that there may be others behind them.
-    """
+    """What a claim brought: jobs in order, and when the next scheduled job is due (None: nothing scheduled)."""
 
     jobs: list[Claimed]
     next_due: int | None
-    more: bool = False
 
 
-_Row = tuple[int, str, int, int, int, int, int, int, str, int | None, str | None, int, int | None]
+_Row = tuple[int, str, int, int, int, int, int, int, str, int | None, str | None, int]
 
 
 class _Pick(NamedTuple):
@@ -115,8 +109,6 @@ class _Pick(NamedTuple):
     blob: bytes
 
 
-_EXPIRES: Final = 12
-"""Place of *expires_at* in a row; what stands before it goes to the worker."""
 _ROWS: Final = msgspec.json.Decoder(list[_Row])
 _NAMES: Final = msgspec.json.Decoder(list[str])
 
@@ -128,6 +120,7 @@ def claim(session: Session, request: ClaimRequest) -> Claim:
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})
         next_due = session.value(NEXT_DUE)
+    some_expired = has_expired(session) and expire(session) > 0 and has_expired(session)
     paused = in_force(session, now)
     queues = _queues(session, request)
     if paused is not None:
@@ -138,16 +131,10 @@ def claim(session: Session, request: ClaimRequest) -> Claim:
     for queue in queues:
         if count >= request.most:
             break
-        pick = _pick(session, request, queue, request.most - count)
+        pick = _pick(session, request, queue, request.most - count, now if some_expired else None)
         count += len(pick.rows)
         picks.append(pick)
-    if not count:
-        return Claim([], next_due)
-    late = [row[0] for pick in picks for row in pick.rows if row[_EXPIRES] is not None and row[_EXPIRES] <= now]
-    if late:
-        session.change(EXPIRE, {"ids": _json(late), "now": now})
-        session.settle()
-    return Claim(_take(session, picks, request, now, set(late)), next_due, bool(late))
+    return Claim(_take(session, picks, request, now) if count else [], next_due)
 
 
 def has_expired(session: Session) -> bool:
@@ -158,7 +145,7 @@ def has_expired(session: Session) -> bool:
 def expire(session: Session) -> int:
     """Call off jobs that were not started before their expiry, whatever kept them; at most 500 a call."""
     session.settle()
-    return session.change(SWEEP_EXPIRED, {"now": session.clock.now()})
+    return session.change(EXPIRE, {"now": session.clock.now()})
 
 
 def arguments(session: Session, job_id: int) -> bytes | None:
@@ -175,17 +162,16 @@ def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
     return ready[turn:] + ready[:turn]
 
 
-def _pick(session: Session, request: ClaimRequest, queue: str, most: int) -> _Pick:
-    found = session.row(PICKS[session.dialect], {"queue": queue, "tasks": request.tasks, "most": most})
+def _pick(session: Session, request: ClaimRequest, queue: str, most: int, expired_at: int | None) -> _Pick:
+    values = {"queue": queue, "tasks": request.tasks, "most": most, "now": expired_at}
+    found = session.row(PICKS[session.dialect, expired_at is not None], values)
     assert found is not None
     return _Pick(queue, _ROWS.decode(found[0]), session.dialect.joined(found[1]))
 
 
-def _take(session: Session, picks: Sequence[_Pick], request: ClaimRequest, now: int, late: set[int]) -> list[Claimed]:
+def _take(session: Session, picks: Sequence[_Pick], request: ClaimRequest, now: int) -> list[Claimed]:
     """Mark what was picked as running. The leases are burned here: undone with us, nobody has seen them."""
-    ids = [row[0] for pick in picks for row in pick.rows if row[0] not in late]
-    if not ids:
-        return []
+    ids = [row[0] for pick in picks for row in pick.rows]
     lease = burn(session, "lease", len(ids))
     text = _json(ids)
     session.change(
@@ -195,7 +181,7 @@ def _take(session: Session, picks: Sequence[_Pick], request: ClaimRequest, now: 
         session.change(CRASH_CAPS, {"ids": text, "caps": request.caps})
     taken: list[Claimed] = []
     for pick in picks:
-        taken += _claimed(pick, lease + len(taken), now, late)
+        taken += _claimed(pick, lease + len(taken), now)
     return taken
 
 
@@ -207,7 +193,7 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _claimed(pick: _Pick, lease: int, now: int, late: set[int]) -> list[Claimed]:
+def _claimed(pick: _Pick, lease: int, now: int) -> list[Claimed]:
     queue, rows, blob = pick
     start = 0
     jobs = []
@@ -218,8 +204,6 @@ def _claimed(pick: _Pick, lease: int, now: int, late: set[int]) -> list[Claimed]
             end = start + size
             data = blob[start:end]
             start = end
-        if row[0] in late:
-            continue
-        jobs.append(Claimed(*row[:_EXPIRES], queue, lease, data, now))
+        jobs.append(Claimed(*row, queue, lease, data, now))
         lease += 1
     return jobs
