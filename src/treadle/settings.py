@@ -33,6 +33,7 @@ class Settings:
         min_free: bytes that enqueue leaves free on the disk for running work.
         queues: names a worker takes, in order.
         concurrency: attempts a worker runs at once.
+        processes: worker processes that ``treadle worker`` keeps alive.
     """
 
     store: str | None = None
@@ -42,6 +43,7 @@ class Settings:
     min_free: int | None = None
     queues: list[str] | None = None
     concurrency: int | None = None
+    processes: int | None = None
 
 
 DEFAULTS = Settings(

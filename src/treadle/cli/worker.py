@@ -10,20 +10,28 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from treadle.app import Treadle
 from treadle.cli.output import safe
 from treadle.cli.store import store_option, url_of
+from treadle.clock import SystemClock
 from treadle.errors import ConfigurationError, StoreError, TreadleError
+from treadle.host.fleet import tell_supervisor
 from treadle.host.process import stop_own_process
 from treadle.model.retention import Keep, Retention
+from treadle.settings import Settings
 from treadle.worker.capture import capture_logging, capture_output
 from treadle.worker.options import WorkerOptions
+from treadle.worker.supervisor import Supervisor
 from treadle.worker.worker import Worker
 
 STORE_LOST = 70
+RECYCLING: Final = ("max_jobs", "max_age", "max_memory")
 DAYS = click.FloatRange(min=0, max=36_500)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("treadle.cli")
@@ -35,48 +43,73 @@ log = logging.getLogger("treadle.cli")
 @click.option("--queues", help="Queues to take, in strict order: a,b. Or with weights: a=3,b=1. Default: every queue.")
 @click.option("--tasks", help="Names of the tasks to run: a,b. Default: every one the app has.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Jobs at once. Default: 10.")
+@click.option("--processes", type=click.IntRange(min=1), help="Worker processes to keep alive. Default: 1.")
 @click.option("--name", help="What people call this worker. Default: host, pid and slot.")
 @click.option("--grace", type=click.FloatRange(min=0), help="Seconds a stop waits for running jobs. Default: 25.")
+@click.option("--burst", is_flag=True, help="End when there is nothing left to do now.")
+@click.option("--max-jobs", type=click.IntRange(min=1), help="Attempts after which a fresh process takes over.")
+@click.option("--max-age", type=click.FloatRange(min=0, min_open=True), help="Seconds after which one does.")
+@click.option("--max-memory", type=click.IntRange(min=1), metavar="BYTES", help="Size beyond which one does.")
+@click.option("--evict-stalled-after", type=float, metavar="SECONDS", help="Take the jobs of workers without a sign.")
 @click.option("--keep-succeeded", metavar="DAYS", type=DAYS, help="Days succeeded jobs are kept. Default: 7.")
 @click.option("--keep-failed", metavar="DAYS", type=DAYS, help="Days failed jobs are kept. Default: 90.")
 @click.option("--until-eof", is_flag=True, help="Also stop when standard input ends: when the parent dies.")
+@click.option("--status-fd", type=int, hidden=True, help="Where to tell a supervisor that this worker drains.")
 @click.option("-v", "--verbose", is_flag=True, help="Log debug messages too.")
-def worker(
-    app: str,
-    store: str | None,
-    queues: str | None,
-    tasks: str | None,
-    concurrency: int | None,
-    name: str | None,
-    grace: float | None,
-    keep_succeeded: float | None,
-    keep_failed: float | None,
-    *,
-    until_eof: bool,
-    verbose: bool,
-) -> None:
+@click.pass_context
+def worker(ctx: click.Context, /, **given: Any) -> None:
     """Run the jobs of MODULE:APP until SIGTERM or Ctrl-C.
 
-    The first signal lets running jobs finish, the second cancels them.
+    The first signal lets running jobs finish, the second cancels them, the third ends the process at once.
+
+    With --processes, or a --max- option, a supervisor keeps worker processes alive: one that ends is started again,
+    with a growing pause when it keeps failing; one that drains by itself is replaced at once.
 
     Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage, 70 the store was lost.
     """
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr, format=LOG_FORMAT)
-    found = load_app(app, store)
-    if not found.registry.names():
-        raise ConfigurationError(f"{app} has no tasks, so a worker would have nothing to do.")
-    given = {
-        "queues": parse_queues(queues) or found.settings.queues,
-        "tasks": _words(tasks),
-        "concurrency": concurrency or found.settings.concurrency,
-        "name": name,
-        "grace": grace,
-        "retention": kept(keep_succeeded, keep_failed),
-    }
-    working = found.worker(WorkerOptions(**{key: value for key, value in given.items() if value is not None}))  # type: ignore[arg-type]
-    if until_eof:
+    level = logging.DEBUG if given["verbose"] else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format=LOG_FORMAT)
+    app = load_app(given["app"], given["store"])
+    if not app.registry.names():
+        raise ConfigurationError(f"{given['app']} has no tasks, so a worker would have nothing to do.")
+    processes = given["processes"] or app.settings.processes or 1
+    options = options_of(given, app.settings)
+    if given["until_eof"]:
         threading.Thread(target=_stop_at_eof, name="treadle-eof", daemon=True).start()
-    _run(working, found)
+    if given["status_fd"] is None and (processes > 1 or any(given[name] for name in RECYCLING)):
+        app.close()
+        command = partial(member_arguments, ctx, processes=processes)
+        sys.exit(Supervisor(command, processes, SystemClock(), burst=given["burst"]).run())
+    working = app.worker(options)
+    if given["status_fd"] is not None:
+        working.on_draining = partial(tell_supervisor, given["status_fd"])
+    _run(working, app, burst=given["burst"])
+
+
+def options_of(given: Mapping[str, Any], settings: Settings) -> WorkerOptions:
+    """How the worker works: what was given, else what is set."""
+    named = {name: given[name] for name in ("name", "grace", "evict_stalled_after", *RECYCLING)}
+    named |= {
+        "queues": parse_queues(given["queues"]) or settings.queues,
+        "tasks": _words(given["tasks"]),
+        "concurrency": given["concurrency"] or settings.concurrency,
+        "retention": kept(given["keep_succeeded"], given["keep_failed"]),
+    }
+    return WorkerOptions(**{key: value for key, value in named.items() if value is not None})
+
+
+def member_arguments(ctx: click.Context, place: int, *, processes: int) -> list[str]:
+    """The command line of one supervised process: ours, but for what is the supervisor's."""
+    words = ["-m", "treadle", "worker", ctx.params["app"], "--until-eof"]
+    for option in ctx.command.params:
+        name, value = option.name or "", ctx.params.get(option.name or "")
+        asked = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not asked or name in ("app", "processes", "until_eof", "status_fd"):
+            continue
+        if name == "name" and processes > 1:
+            value = f"{value}-{place}"
+        words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    return words
 
 
 def load_app(where: str, store: str | None) -> Treadle:
@@ -138,10 +171,10 @@ def kept(succeeded: float | None, failed: float | None) -> Retention:
     return replace(Retention(), **rules)
 
 
-def _run(working: Worker, app: Treadle) -> None:
+def _run(working: Worker, app: Treadle, *, burst: bool) -> None:
     try:
         with capture_logging(), capture_output():
-            working.run()
+            working.run(burst=burst)
     except TreadleError as error:
         if working.failure is None:
             raise

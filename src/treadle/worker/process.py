@@ -55,11 +55,13 @@ async def live(worker: Living, until: Callable[[], Awaitable[object]] | None = N
 
     with stop_signals(heard):
         await worker.start()
-        waits: set[asyncio.Future[Any]] = {loop.create_task(signals.get()), loop.create_task(worker.ended())}
+        ended = loop.create_task(worker.ended())
+        waits: set[asyncio.Future[Any]] = {loop.create_task(signals.get()), ended}
         if until is not None:
             waits.add(asyncio.ensure_future(until()))
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        await _drain(worker, signals)
+        if ended not in done:
+            await _drain(worker, signals)
         for wait in waits - done:
             wait.cancel()
     if worker.failure is not None:
