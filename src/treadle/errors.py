@@ -16,7 +16,9 @@ TreadleError
 │   ├── StoreFull                 disk full or size budget reached
 │   ├── StoreUnusable             file system, version or library unsafe
 │   │   ├── SchemaTooNew          the file needs a newer Treadle
-│   │   ├── StoreLost             the file was replaced or its locks are gone
+│   │   ├── StoreLost             this process must stop writing: the file was replaced, its locks are gone
+│   │   │   └── StoreBroken       the disk failed, or the file is corrupt
+│   │   │       └── OutcomeUnknown   it failed at the commit: stored or not, nobody can say
 │   │   └── BackupNotAdopted      the file is a copy nobody adopted
 │   ├── OwnTransactionOpen        enqueue would wait for your own transaction
 │   ├── TransactionTooOld         your transaction cannot become a writer
@@ -34,6 +36,8 @@ TreadleError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class TreadleError(Exception):
@@ -102,6 +106,22 @@ class SchemaTooNew(StoreUnusable):
 
 class StoreLost(StoreUnusable):
     """The open file was replaced, deleted or lost its locks; this process must stop writing."""
+
+
+class StoreBroken(StoreLost):
+    """The disk failed, or the file is corrupt. Nothing was stored, unless it is :class:`OutcomeUnknown`."""
+
+
+class OutcomeUnknown(StoreBroken):
+    """The disk failed while a transaction was committed: it may be stored or not, now or after the next restart.
+
+    Attributes:
+        ids: ids of the jobs in question, when an enqueue was cut; ``app.get(id)`` tells later.
+    """
+
+    def __init__(self, message: str, *, ids: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
 
 
 class BackupNotAdopted(StoreUnusable):

@@ -7,12 +7,14 @@ import sqlite3
 from pathlib import Path
 
 from treadle.errors import ConfigurationError, StoreUnusable
+from treadle.host.failpoints import reach
 from treadle.host.files import create_private
 from treadle.store.dialect import SQLITE
 from treadle.store.ops.meta import mark_backup
 from treadle.store.session import Session
 from treadle.store.sqlite import connect, translate
 from treadle.store.store import Store
+from treadle.store.transaction import begin, commit
 
 PAGES_A_STEP = 1000
 
@@ -45,9 +47,11 @@ def _copy(source_path: Path, partial: Path, store: Store) -> None:
     try:
         source.backup(copy, pages=PAGES_A_STEP)
         copy.execute("PRAGMA journal_mode = DELETE")
-        copy.execute("BEGIN IMMEDIATE")
+        begin(copy, "backup")
+        reach("after_begin", "backup")
         mark_backup(Session(copy, SQLITE, store.clock))
-        copy.execute("COMMIT")
+        commit(copy, partial, "backup")
+        reach("after_commit", "backup")
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     finally:
         copy.close()

@@ -21,6 +21,7 @@ from treadle.errors import (
     StoreUnusable,
     TransactionTooOld,
 )
+from treadle.host.failpoints import reach
 from treadle.store.dialect import SQLITE
 from treadle.store.ops import sequences
 from treadle.store.session import Session
@@ -58,10 +59,13 @@ def run_in(connection: object, operation: Callable[[Session], T], *, path: Path,
     session = _session(connection, path, clock)
     try:
         # Even the question for its file would make a reader of the transaction, so the lock comes first.
+        reach("before_own", operation)
         sequences.lock(session)
         _check_same_file(connection, path)
         with _texts_as(connection, str):
-            return operation(session)
+            result = operation(session)
+        reach("after_own", operation)
+        return result
     except sqlite3.Error as error:
         _check_same_file(connection, path)
         raise _told(error, path) from error

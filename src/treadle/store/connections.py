@@ -13,17 +13,21 @@ from typing import Final
 
 from treadle import defaults
 from treadle.clock import Clock
-from treadle.errors import StoreLost, StoreUnusable
+from treadle.errors import StoreBroken, StoreLost, StoreUnusable
 from treadle.host.bells import Ringer
+from treadle.host.failpoints import reach
 from treadle.host.files import FileIdentity, identity_of
 from treadle.host.locks import Gate
 from treadle.host.process import own_identity
+from treadle.store import suspicion
 from treadle.store.dialect import SQLITE, Dialect
 from treadle.store.session import Session
-from treadle.store.sqlite import connect, is_busy, probe_dialect
+from treadle.store.sqlite import connect, is_busy, is_damage, probe_dialect, translate
+from treadle.store.transaction import begin
 
 GATE: Final = "gate"
 WAITERS: Final = "waiters"
+WAL_CHECKPOINT: Final = "wal_checkpoint"
 ROWS_PER_FRAME: Final = 8
 """First guess of how many changed rows fill one frame; each checkpoint corrects it."""
 log = logging.getLogger("treadle.store")
@@ -73,8 +77,12 @@ class Connections:
         clock: where sessions get their time.
     """
 
+    damage: StoreBroken | None
+    """What the disk did to us, None while all is well: workers on it must stop."""
+
     def __init__(self, facts: FileFacts, clock: Clock) -> None:
         self.path = facts.path
+        self.damage = None
         self._facts = facts
         self._clock = clock
         self._gate = Gate(facts.side / GATE)
@@ -144,6 +152,13 @@ class Connections:
             log.warning("Rollback on %s failed (%s); its connection is opened anew.", self.path, error)
             self._close_connections()
 
+    def undo_for(self, error: BaseException) -> None:
+        """Roll back because of *error*. After a failure of the disk nothing of the connections is trusted either."""
+        self.undo()
+        if is_damage(error) or isinstance(error, StoreBroken):
+            self._note_damage(error)
+            self._close_connections()
+
     def committed(self, session: Session) -> None:
         """Ring the bell when the transaction made work, and count what it added to the write-ahead log."""
         if session.rings:
@@ -182,12 +197,15 @@ class Connections:
             return
         guessed, self._frames = self._frames, 0.0
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
+            begin(self._writer, WAL_CHECKPOINT)
+            reach("after_begin", WAL_CHECKPOINT)
             _, frames, copied = self._keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             # Held by someone else, or the disk is full: the frames stay and the next commit tries again.
             self._frames = guessed / 2
-            if not is_busy(error):
+            if is_damage(error):
+                self._note_damage(error)
+            elif not is_busy(error):
                 log.warning("Checkpoint of %s failed: %s", self.path, error)
             return
         finally:
@@ -210,6 +228,13 @@ class Connections:
         """Close the ringer's descriptors; for the final close."""
         self._ringer.close()
         self._waiters.close()
+
+    def _note_damage(self, error: BaseException) -> None:
+        told = translate(error, self.path) if isinstance(error, sqlite3.Error) else error
+        assert isinstance(told, StoreBroken)
+        log.critical("The disk or the file failed: %s", told)
+        self.damage = self.damage or told
+        suspicion.mark(self._facts.side)
 
     def _close_connections(self) -> None:
         for connection in (self._keeper, self._writer):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
+from treadle.errors import OutcomeUnknown, StoreBroken
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 from treadle.store.work import Operation
@@ -36,7 +39,8 @@ class IdBlock:
             if found is not None:
                 return found
             size = self._next_size(count)
-            self._put(self._run(_burn(size)), size)
+            with _nothing_stored():
+                self._put(self._run(_burn(size)), size)
 
     async def atake(self, count: int) -> Sequence[int]:
         """The same on an event loop."""
@@ -45,7 +49,8 @@ class IdBlock:
             if found is not None:
                 return found
             size = self._next_size(count)
-            self._put(await self._arun(_burn(size)), size)
+            with _nothing_stored():
+                self._put(await self._arun(_burn(size)), size)
 
     def take_in(self, session: Session, count: int) -> Sequence[int]:
         """Take *count* ids for a caller's own transaction, which may hold the lock a new block would need.
@@ -87,5 +92,14 @@ class IdBlock:
                 self._next, self._end = first, first + size
 
 
+@contextmanager
+def _nothing_stored() -> Iterator[None]:
+    """Numbers that may be burned or not are no job that may be stored or not."""
+    try:
+        yield
+    except OutcomeUnknown as error:
+        raise StoreBroken(f"{error} That was about job numbers only: no job was stored.") from error
+
+
 def _burn(size: int) -> Operation[int]:
-    return lambda session: burn(session, "job", size)
+    return partial(burn, name="job", count=size)

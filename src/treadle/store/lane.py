@@ -14,11 +14,13 @@ import sqlite3
 import threading
 from typing import Any, TypeVar
 
-from treadle.errors import ForkedConnectionError, StoreClosed, TreadleError
+from treadle.errors import ForkedConnectionError, StoreBroken, StoreClosed, TreadleError
+from treadle.host.failpoints import ALONE, reach
 from treadle.store.connections import Connections
 from treadle.store.replies import Reply
 from treadle.store.session import Session
-from treadle.store.sqlite import is_busy, translate
+from treadle.store.sqlite import is_busy, is_damage, translate
+from treadle.store.transaction import begin, commit
 from treadle.store.work import Answer, Operation, Work, bundles, failed, run_bundle, starting, tell
 
 T = TypeVar("T")
@@ -76,7 +78,7 @@ class Lane:
                 result = self._alone(operation)
             finally:
                 self._connections.leave_gate()
-            self._connections.after_commit()
+            self._finish("before_told", operation, ALONE)
         except _StillBusy:
             return None
         except sqlite3.Error as error:
@@ -168,58 +170,81 @@ class Lane:
 
     def _run_group(self, group: list[Work[Any]]) -> None:
         with self._turn:
-            try:
-                self._connections.enter_gate(blocking=True)
-            except TreadleError as error:
-                tell(failed(starting(group), error))
-                return
+            tell(self._through_gate(group))
+            self._finish("after_told", group)
+
+    def _through_gate(self, group: list[Work[Any]]) -> list[Answer]:
+        """What came of each of *group*. Nothing is raised: without this thread everybody would wait for ever."""
+        answers: list[Answer] = []
+        try:
+            self._connections.enter_gate(blocking=True)
             try:
                 answers = self._transact(group)
             finally:
                 # Before anybody is told: a process stopped from now on keeps nobody else waiting.
                 self._connections.leave_gate()
-            tell(answers)
-            self._connections.after_commit()
+            reach("before_told", group)
+        except Exception as error:
+            if not answers:
+                return failed(starting(group), self._told(error))
+            self._log_aftermath()
+        return answers
 
     def _alone(self, operation: Operation[T]) -> T:
         connection = self._connections.writer()
         try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
+            begin(connection, operation, ALONE)
+            reach("after_begin", operation, ALONE)
+            session = self._connections.session(connection)
+            result = operation(session)
+            commit(connection, self._connections.path, operation, ALONE)
+        except BaseException as error:
+            self._connections.undo_for(error)
             if is_busy(error):
                 raise _StillBusy from error
             raise
-        session = self._connections.session(connection)
-        try:
-            result = operation(session)
-            connection.execute("COMMIT")
-        except BaseException:
-            self._connections.undo()
-            raise
-        self._connections.committed(session)
+        self._ring(session, operation, ALONE)
         return result
 
     def _transact(self, group: list[Work[Any]]) -> list[Answer]:
         """One transaction for the group; what came of each that was not given up."""
-        try:
-            connection = self._begin(group)
-        except (sqlite3.Error, TreadleError, OSError) as error:
-            return failed(starting(group), self._told(error))
-        running = starting(group) if connection is not None else []
-        if connection is None or not running:
-            self._connections.undo()
-            return []
-        session = self._connections.session(connection)
+        running: list[Work[Any]] = []
         answers: list[Answer] = []
         try:
+            connection = self._begin(group)
+            running = starting(group) if connection is not None else []
+            if connection is None or not running:
+                self._connections.undo()
+                return []
+            reach("after_begin", running)
+            session = self._connections.session(connection)
             for works in bundles(running):
                 answers += self._run(session, works)
-            connection.execute("COMMIT")
+            commit(connection, self._connections.path, running)
         except BaseException as error:
-            self._connections.undo()
-            return self._again_or_fail(running, error)
-        self._connections.committed(session)
+            self._connections.undo_for(error)
+            return self._again_or_fail(running, error) if running else failed(starting(group), self._told(error))
+        self._ring(session, running)
         return answers
+
+    def _ring(self, session: Session, work: object, how: str = "") -> None:
+        """Tell the bells. Whatever fails here, the work is stored, and its callers must hear so."""
+        try:
+            reach("after_commit", work, how)
+            self._connections.committed(session)
+        except Exception:
+            self._log_aftermath()
+
+    def _finish(self, boundary: str, work: object, how: str = "") -> None:
+        """Checkpoint if it is time; the same holds for what fails here."""
+        try:
+            reach(boundary, work, how)
+            self._connections.after_commit()
+        except Exception:
+            self._log_aftermath()
+
+    def _log_aftermath(self) -> None:
+        log.exception("Something failed on %s after a commit; what was stored stays stored.", self._connections.path)
 
     def _run(self, session: Session, works: list[Work[Any]]) -> list[Answer]:
         if not works[0].guarded:
@@ -229,8 +254,8 @@ class Lane:
         try:
             answers = run_bundle(session, works)
         except Exception as error:
-            if not connection.in_transaction:
-                raise  # SQLite rolled the whole group back: everyone must hear of it
+            if not connection.in_transaction or is_damage(error):
+                raise  # SQLite rolled the whole group back, or the disk failed: everyone must hear of it
             connection.execute("ROLLBACK TO work")
             connection.execute("RELEASE work")
             if len(works) > 1:
@@ -241,8 +266,10 @@ class Lane:
 
     def _again_or_fail(self, running: list[Work[Any]], error: BaseException) -> list[Answer]:
         # The transaction is gone, so nothing was stored: the group runs once more, one by one, so that
-        # the culprit fails alone.
-        if len(running) == 1 or not isinstance(error, sqlite3.Error | TreadleError):
+        # the culprit fails alone. Not after a failure of the disk: a blind second try could store twice what the
+        # first had stored.
+        again = isinstance(error, sqlite3.Error | TreadleError) and not isinstance(error, StoreBroken)
+        if len(running) == 1 or not again or is_damage(error):
             return failed(running, self._told(error))
         return [answer for work in running for answer in self._transact([work])]
 
@@ -251,7 +278,7 @@ class Lane:
         connection = self._connections.writer()
         while True:
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                begin(connection, group)
                 return connection
             except sqlite3.OperationalError as error:
                 if not is_busy(error):

@@ -13,6 +13,7 @@ from typing import Final
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError, StoreBusy, StoreUnusable
+from treadle.host.failpoints import reach
 from treadle.host.files import (
     SIDE_SUFFIX,
     create_private,
@@ -26,10 +27,12 @@ from treadle.host.locks import Gate
 from treadle.store.connections import GATE, FileFacts
 from treadle.store.migrate import check_reader, migrate, migrations, version
 from treadle.store.sqlite import check_version, connect, is_busy, set_wal, translate
+from treadle.store.transaction import begin, commit
 
 MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - only as a place for a private folder
 DURABILITIES: Final = ("full", "normal", "off")
 GATE_PAUSE: Final = 0.01
+MIGRATE: Final = "migrate"
 log = logging.getLogger("treadle.store")
 
 
@@ -162,10 +165,12 @@ def _bring_up_to_date(
                 "Run 'treadle migrate', or apply the script that 'treadle migrate --sql' prints."
             )
         patiently(lambda: set_wal(connection), clock, lock_timeout, path)
-        patiently(lambda: connection.execute("BEGIN IMMEDIATE"), clock, lock_timeout, path)
+        patiently(lambda: begin(connection, MIGRATE), clock, lock_timeout, path)
         try:
+            reach("after_begin", MIGRATE)
             migrate(connection, clock)
-            connection.execute("COMMIT")
+            commit(connection, path, MIGRATE)
+            reach("after_commit", MIGRATE)
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

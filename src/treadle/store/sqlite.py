@@ -6,11 +6,15 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from treadle.errors import StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnusable
+from treadle.errors import StoreBroken, StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnusable
 from treadle.store.dialect import SQLITE, SQLITE_HEX, Dialect
 
 FLOOR: Final = (3, 37, 2)
 SYNCHRONOUS: Final = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
+FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""The second: there was no room for the shared memory beside the file to grow."""
+HARMLESS: Final = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_BLOCKED)
+"""Called I/O errors by SQLite, but no fault of the disk."""
 BUSY_TIMEOUT_MS: Final = 100
 """Short on purpose: the lane retries by itself, so it can see deadlines and a closing store."""
 
@@ -102,9 +106,22 @@ def is_busy(error: BaseException) -> bool:
 def is_damage(error: BaseException) -> bool:
     """True when *error* means the file or the disk can no longer be trusted."""
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (
+    return code is not None and code not in HARMLESS and code & 0xFF in (
         sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB,
     )  # fmt: skip
+
+
+def failure(name: str) -> sqlite3.OperationalError:
+    """A made-up error with the code of that name, as SQLite would raise it; for fail points.
+
+    Example:
+        >>> is_busy(failure("SQLITE_BUSY"))
+        True
+    """
+    error = sqlite3.OperationalError(f"made-up {name}")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    error.sqlite_errorname = name
+    return error
 
 
 def translate(error: sqlite3.Error, path: Path) -> StoreError:
@@ -115,10 +132,13 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
         return StoreClosed(f"The store {path} is closed.")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(f"The database {path} is locked by another connection; try again.")
-    if primary == sqlite3.SQLITE_FULL:
+    if code in FULL:
         return StoreFull(f"The disk under {path} is full ({error}); free space, work resumes by itself.")
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return StoreUnusable(f"The database {path} cannot be written ({error}); check owner and mode.")
     if is_damage(error):
-        return StoreUnusable(f"The database {path} failed: {error}. Run 'treadle doctor'; check the disk.")
+        return StoreBroken(
+            f"The database {path} failed: {error}. Nothing was stored. Check the disk, run 'treadle doctor', "
+            "then restart this process."
+        )
     return StoreError(f"The database {path} refused a statement: {error}")

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from treadle import defaults
 from treadle.clock import Clock, SystemClock
-from treadle.errors import ForkedConnectionError, OwnTransactionOpen, StoreBusy
+from treadle.errors import ForkedConnectionError, OutcomeUnknown, OwnTransactionOpen, StoreBroken, StoreBusy
 from treadle.host.guard import process_name, write_lock_holder
 from treadle.host.process import forget_on_fork, on_fork, own_identity
 from treadle.model.job import NewJob
-from treadle.store import callers, room
+from treadle.store import callers, health, room, suspicion
 from treadle.store.connections import Connections, FileFacts
 from treadle.store.ids import IdBlock
 from treadle.store.lane import Lane
@@ -88,6 +88,30 @@ class Store:
         """The database file."""
         return self.facts.path
 
+    @property
+    def damage(self) -> StoreBroken | None:
+        """What the disk did to this store, None while all is well; a worker on it must stop."""
+        return self._connections.damage
+
+    def check_after_damage(self) -> None:
+        """If a process saw the disk fail, look whether the file is whole before any job of it is taken.
+
+        Raises:
+            StoreBroken: it is not.
+        """
+        if self._connections.damage is None and not suspicion.is_marked(self.facts.side):
+            return
+        try:
+            found = self.read(health.damage)
+        except StoreBusy as error:
+            log.warning("%s was marked as suspect and is too large to check at start: %s", self.path, error)
+            return
+        if found:
+            raise StoreBroken(f"The database {self.path} is corrupt: {'; '.join(found)}. Restore a backup.")
+        log.warning("The disk under %s failed before; SQLite's quick check finds the file whole.", self.path)
+        self._connections.damage = None
+        suspicion.clear(self.facts.side)
+
     # Writing -----------------------------------------------------------------------------------
 
     def submit(self, operation: Callable[[Session], T], *, guarded: bool = True) -> Future[T]:
@@ -130,13 +154,19 @@ class Store:
         """Store *jobs* in one transaction and return their ids, after the commit."""
         ids = self._ids.take(len(jobs))
         self.check_room(jobs)
-        return self.run(Insert(jobs, ids))
+        try:
+            return self.run(Insert(jobs, ids))
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(str(error), ids=ids) from error
 
     async def ainsert(self, jobs: Sequence[NewJob]) -> Sequence[int]:
         """The same for callers on an event loop."""
         ids = self._ids.at_hand(len(jobs)) or await self._ids.atake(len(jobs))
         self.check_room(jobs)
-        return await self.arun(Insert(jobs, ids))
+        try:
+            return await self.arun(Insert(jobs, ids))
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(str(error), ids=ids) from error
 
     def insert_in(self, connection: object, jobs: Sequence[NewJob]) -> Sequence[int]:
         """Store *jobs* on the caller's connection, inside the transaction they opened.
@@ -146,11 +176,11 @@ class Store:
         """
         self.check_room(jobs)
 
-        def store(session: Session) -> Sequence[int]:
+        def insert(session: Session) -> Sequence[int]:
             ids = self._ids.take_in(session, len(jobs))
             return Insert(jobs, ids)(session)
 
-        ids = callers.run_in(connection, store, path=self.path, clock=self.clock)
+        ids = callers.run_in(connection, insert, path=self.path, clock=self.clock)
         self._connections.ring(b"t")
         return ids
 

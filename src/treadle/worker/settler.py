@@ -154,12 +154,12 @@ class Settler:
         await asyncio.sleep(PATIENCE[min(tries, len(PATIENCE) - 1)])
 
     async def _write_notes(self, taken: Notes, lines: Lines) -> None:
-        def write(session: Session) -> list[int]:
+        def progress(session: Session) -> list[int]:
             logs.write(session, lines.items())
             return [lease for lease, note in taken.items() if not _write_note(session, lease, *note)]
 
         try:
-            lost = await self._store.apatient(write)
+            lost = await self._store.apatient(progress)
         except TreadleError as error:
             log.warning("Progress and %d lines of logs were not stored: %s", sum(map(len, lines.values())), error)
             return

@@ -132,8 +132,10 @@ class Upkeep:
             log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
 
     def beat(self) -> None:
-        """Check that our locks still hold, and write a sign of life."""
+        """Check that our locks still hold and the disk has not failed, and write a sign of life."""
         self._presence.check()
+        if self._store.damage is not None:
+            raise self._store.damage
         if self._store.submit(self._sign, guarded=False).result() is None:
             raise evicted(self._presence.name)
 

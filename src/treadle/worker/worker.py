@@ -81,6 +81,7 @@ class Worker:
             ConfigurationError: started before, a task in ``tasks`` is unknown, a task wants a resource that nobody
                 makes, or a process of its own in which the app cannot be imported.
             BackupNotAdopted: the file is a backup copy.
+            StoreBroken: the disk failed before, and the file is corrupt.
         """
         if self._started:
             raise ConfigurationError("This worker was started before; make a new one.")
@@ -97,6 +98,7 @@ class Worker:
         check(self._app, names, location)
         self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)
+        await asyncio.to_thread(self._store.check_after_damage)
         abilities = Abilities(
             name=self.options.name, queues=tuple(self.options.queues or ()), tasks=names,
             concurrency=self.options.concurrency,
