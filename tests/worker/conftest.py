@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from worker.kit import app, clock, file_app, held_app, path
+from worker.kit import app, clock, file_app, held_app, path, shop
 
-__all__ = ["app", "clock", "file_app", "held_app", "path"]
+__all__ = ["app", "clock", "file_app", "held_app", "path", "shop"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from treadle import HeldClock, JobFilter, JobRecord, Treadle
+from worker import isolated
 
 PATIENCE = 30.0
 """Seconds after which a test gives up on something that must happen; no test measures time."""
@@ -50,6 +51,17 @@ def clock() -> HeldClock:
 def held_app(clock: HeldClock) -> Iterator[Treadle]:
     """A private store whose time the test moves."""
     with Treadle("memory://", clock=clock) as made:
+        yield made
+
+
+@pytest.fixture
+def shop(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Treadle]:
+    """The app of :mod:`worker.isolated` on a file of its own; its children find both."""
+    monkeypatch.setenv(isolated.STORE, f"sqlite:///{path}")
+    monkeypatch.setenv(isolated.FOLDER, str(tmp_path))
+    made = isolated.build()
+    monkeypatch.setattr(isolated, "app", made)
+    with made:
         yield made
 
 

@@ -7,8 +7,10 @@ lock of its own meanwhile, so that nobody takes its job back before it is gone t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from treadle.host.bytelocks import anybody_locks
 from treadle.host.process import forget_on_fork, no_fork, on_fork, spawn_python
-from treadle.host.usage import Used, used_by
+from treadle.host.usage import Used, alive_below, below, children_are_listed, peak_resident, used_by
 
 MARK: Final = "TREADLE_CHILD_OF"
 """Environment variable that says whose a process is; what a handler starts inherits it."""
@@ -27,7 +29,11 @@ DUMP_SIGNAL: Final = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else Non
 """Makes a child write down its stacks; a real-time signal, because programs use the others themselves."""
 
 
-_own = {"is_child": False}
+KILLS_MOST: Final = 100
+"""Times, a millisecond apart, that what does not end is killed before other things must go on."""
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+_own = {"is_child": False, "adopts": False}
 
 
 class End(NamedTuple):
@@ -44,7 +50,7 @@ class Child:
         module: what it runs, as ``python -m``; it gets the numbers of three descriptors: to read from, to write to,
             and for stacks.
         mark: value of :data:`MARK` in its environment.
-        on_end: called on a thread of its own once it and everything in its session is gone.
+        on_end: called on a thread of its own once it and everything it started is gone.
 
     Attributes:
         pid: its process id, and the id of its session and group.
@@ -56,6 +62,7 @@ class Child:
     """
 
     def __init__(self, module: str, mark: str, on_end: Callable[[End], None]) -> None:
+        self._mark = mark
         self._lock = threading.Lock()
         self._gone = False
         self._popen: subprocess.Popen[bytes] | None = None
@@ -81,6 +88,7 @@ class Child:
                 os.close(descriptor)
         assert popen.stdout is not None
         assert popen.stderr is not None
+        self._inherited = peak_resident()
         self.pid = popen.pid
         self.output = popen.stdout.fileno()
         self.errors = popen.stderr.fileno()
@@ -122,43 +130,71 @@ class Child:
         with self._lock:
             # Before it is reaped: until then its group cannot be anybody else's.
             _kill_group(self.pid)
-            kill_session(self.pid)
+            until_none(lambda: kill_session(self.pid) + kill_marked(self._mark))
             used = Used(None, None)
             if popen.returncode is None:
                 _, status, resources = os.wait4(self.pid, 0)
                 popen.returncode = os.waitstatus_to_exitcode(status)
-                used = used_by(resources)
+                used = used_by(resources, self._inherited)
             self._gone = True
         on_end(End(popen.returncode, used))
 
 
-def kill_session(leader: int, spare: int | None = None) -> int:
-    """Kill what is left of the session that *leader* began, except for the process *spare*; how many were found."""
-    found = 0
-    for pid, stat in _processes():
-        if stat.session == leader and pid not in (spare, os.getpid()):
-            found += _kill(pid)
-    return found
+def kill_session(leader: int) -> int:
+    """Kill what is left of the session that *leader* began, except for ourselves; how many were found."""
+    return sum(_kill(pid) for pid, stat in _processes() if stat.session == leader and pid != os.getpid())
 
 
 def kill_marked(mark: str) -> int:
-    """Kill every process whose environment carries *mark*, as those that a dead worker's jobs have started.
+    """Kill every process whose environment carries *mark*, or *mark* with a dot and more: what its jobs have started.
 
     Only processes of this account can be seen, on Linux.
 
     Returns:
-        How many were found.
+        How many were found; they may take a moment to end.
     """
-    wanted = f"{MARK}={mark}".encode()
+    wanted = re.compile(re.escape(f"{MARK}={mark}".encode()) + rb"(\..*)?", re.DOTALL)
     found = 0
     for pid, _ in _processes():
         try:
             names = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue  # another account's, or gone meanwhile
-        if wanted in names and pid != os.getpid():
+        if pid != os.getpid() and any(map(wanted.fullmatch, names)):
             found += _kill(pid)
     return found
+
+
+def kill_started(mark: str) -> None:
+    """Kill everything that this process has started, daemons included, and bury it.
+
+    Args:
+        mark: what their environments carry; for systems on which :func:`adopt_orphans` does nothing.
+    """
+    if not _own["adopts"]:
+        until_none(lambda: kill_session(os.getpid()) + kill_marked(mark))
+    elif any(below(os.getpid())):
+        until_none(lambda: sum(map(_kill, alive_below(os.getpid()))))
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+
+
+def until_none(kill: Callable[[], int]) -> None:
+    """Call *kill* until it finds nothing: what is killed takes a moment to end, and may have started more meanwhile."""
+    for _ in range(KILLS_MOST):
+        if not kill():
+            return
+        select.poll().poll(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever our descendants leave behind, so that no daemon escapes (Linux)."""
+    try:
+        can = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    except (OSError, AttributeError):
+        can = False
+    _own["adopts"] = can and children_are_listed()
 
 
 def children_live(path: Path) -> bool:
@@ -169,6 +205,11 @@ def children_live(path: Path) -> bool:
 def become_child() -> None:
     """Remember that this process is a child of a worker."""
     _own["is_child"] = True
+
+
+def own_mark() -> str:
+    """The mark that this process was started with; empty outside a child."""
+    return os.environ.get(MARK, "")
 
 
 def is_child() -> bool:
@@ -183,7 +224,9 @@ def keep_from_children(descriptor: int) -> None:
 
 def readable(descriptor: int, timeout: float) -> bool:
     """Wait until *descriptor* can be read or has ended, at most *timeout* seconds."""
-    return bool(select.select([descriptor], [], [], timeout)[0])
+    poll = select.poll()  # select() knows no descriptors beyond 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
 
 
 def parent_of() -> int:
@@ -191,9 +234,9 @@ def parent_of() -> int:
     return os.getppid()
 
 
-def end_own_session() -> NoReturn:
-    """Kill everything in our session, ourselves last."""
-    kill_session(os.getpid())
+def end_own_session(mark: str) -> NoReturn:
+    """Kill everything that we have started, ourselves last."""
+    kill_started(mark)
     _kill_group(os.getpid())
     os._exit(1)
 

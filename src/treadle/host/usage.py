@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,9 +24,37 @@ class Used(NamedTuple):
     cpu: int | None
 
 
-def used_by(resources: Any) -> Used:
-    """The same from what ``os.wait4`` tells of an ended process."""
-    return Used(resources.ru_maxrss * KILO, round((resources.ru_utime + resources.ru_stime) * 1_000_000))
+def used_by(resources: Any, inherited: int | None) -> Used:
+    """The same from what ``os.wait4`` tells of an ended process.
+
+    Args:
+        resources: what it told.
+        inherited: peak of the process that had started it. Linux counts that as the other's own, so only more than
+            that is known to be.
+    """
+    peak = resources.ru_maxrss * KILO
+    known = inherited is None or peak > inherited
+    return Used(peak if known else None, round((resources.ru_utime + resources.ru_stime) * 1_000_000))
+
+
+def usage_of(pid: int) -> Used:
+    """Memory in RAM now, and processor time so far, of a process that lives."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return Used(None, None)
+    fields = text[text.rfind(b")") + 1 :].split()
+    ticks = sum(map(int, fields[11:15]))  # its own and that of subprocesses it has waited for
+    return Used(resident_bytes(pid), ticks * 1_000_000 // os.sysconf("SC_CLK_TCK"))
+
+
+def peak_resident(pid: int | str = "self") -> int | None:
+    """Most memory a process that lives has had in RAM, bytes; None where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 class Meter:
@@ -37,33 +66,35 @@ class Meter:
 
     def read(self) -> Used:
         """What was used since the meter was made."""
-        return Used(_peak() if self._resets_peak else None, _cpu() - self._began)
+        return Used(peak_resident() if self._resets_peak else None, _cpu() - self._began)
 
 
-def limit_memory(most: int | None) -> None:
-    """Limit the data this process may allocate, and each one it starts; None takes the limit away.
+@contextmanager
+def memory_limit(most: int | None) -> Iterator[None]:
+    """Limit the data this process may allocate, and each one it starts, while the context is open.
 
-    Beyond it allocations fail, in Python as MemoryError. Shared mappings are not counted.
+    Beyond it allocations fail, in Python as MemoryError. Shared mappings are not counted. None limits nothing.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32" or most is None:
+        yield
         return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = hard if most is None else most
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard) if wanted != resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    finite = [one for one in (most, *before) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(finite), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def memory_of(pid: int) -> int:
     """Bytes in RAM of a process and of everything it started; 0 when it is gone or the system does not tell."""
-    return sum(_resident(one) for one in _family(pid))
+    return resident_bytes(pid) + sum(map(resident_bytes, below(pid)))
 
 
-def resident_bytes() -> int:
-    """Memory of this process in RAM, in bytes (its peak outside Linux; 0 where unknown)."""
-    if sys.platform == "win32":
-        return 0
-    return _resident(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILO
+def children_are_listed() -> bool:
+    """True where the system tells which processes a process has started."""
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
 def oom_kills() -> int:
@@ -75,15 +106,22 @@ def oom_kills() -> int:
     return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
-def _resident(pid: int) -> int:
+def resident_bytes(pid: int | None = None) -> int:
+    """Memory of a process in RAM, in bytes; 0 when it is gone or the system does not tell.
+
+    Args:
+        pid: which; None for this one, for which its peak stands in where the system tells no more.
+    """
+    if pid is None:
+        return resident_bytes(os.getpid()) or _own_peak()
     try:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
 
 
-def _family(pid: int) -> Iterator[int]:
-    yield pid
+def below(pid: int) -> Iterator[int]:
+    """What a process has started, and what that has started in its turn, dead ones nobody waited for included."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -94,7 +132,13 @@ def _family(pid: int) -> Iterator[int]:
         except OSError:
             continue
         for child in children:
-            yield from _family(int(child))
+            yield int(child)
+            yield from below(int(child))
+
+
+def alive_below(pid: int) -> list[int]:
+    """The same without the dead."""
+    return [one for one in below(pid) if resident_bytes(one)]
 
 
 def _cpu() -> int:
@@ -113,9 +157,5 @@ def _reset_peak() -> bool:
     return True
 
 
-def _peak() -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+def _own_peak() -> int:
+    return 0 if sys.platform == "win32" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILO

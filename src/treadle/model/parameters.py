@@ -62,6 +62,11 @@ def body_of(function: Callable[..., Any]) -> Callable[..., Any]:
     return type(function).__call__
 
 
+def module_of(function: Callable[..., Any]) -> str:
+    """The name of the module that has declared *function*; empty when it does not say."""
+    return str(getattr(body_of(function), "__module__", None) or "")
+
+
 def label_of(function: Callable[..., Any]) -> str:
     """What messages call *function*: its qualified name, that of what a partial calls, or that of its class."""
     while isinstance(function, functools.partial):

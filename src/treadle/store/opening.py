@@ -13,6 +13,7 @@ from typing import Final
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError, StoreBusy, StoreUnusable
+from treadle.host.children import is_child
 from treadle.host.failpoints import reach
 from treadle.host.files import (
     SIDE_SUFFIX,
@@ -57,7 +58,16 @@ def file_of(url: str) -> Path | None:
 
 
 def private_folder() -> Path:
-    """A new folder for a ``memory://`` store: in memory where the system has a place for it."""
+    """A new folder for a ``memory://`` store: in memory where the system has a place for it.
+
+    Raises:
+        ConfigurationError: this is a child process of a worker.
+    """
+    if is_child():
+        raise ConfigurationError(
+            "A memory:// store is private to its process, and this is a child process of a worker: jobs stored in it "
+            "would be lost without a word. Use a file, such as sqlite:///jobs.db."
+        )
     parent = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
     return Path(tempfile.mkdtemp(prefix="treadle-", dir=parent))
 

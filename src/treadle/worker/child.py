@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import importlib
 import logging
 import os
 import queue
@@ -18,20 +19,24 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from treadle.clock import Clock
 from treadle.errors import LeaseLost, StoreError
 from treadle.host.children import (
+    adopt_orphans,
     become_child,
     end_own_session,
     keep_from_children,
+    kill_started,
+    own_mark,
     parent_of,
     readable,
     write_stacks_to,
 )
 from treadle.host.locks import Hold
-from treadle.host.usage import Meter, limit_memory
+from treadle.host.usage import Meter, memory_limit
+from treadle.model.definition import TaskDefinition
 from treadle.model.job import LogLine
 from treadle.model.outcome import Held, Outcome
 from treadle.model.sanitise import describe_exception
@@ -42,7 +47,7 @@ from treadle.worker.context import JobContext
 from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
 from treadle.worker.resources import Resources
-from treadle.worker.runner import Attempt, Runner, needs_loop
+from treadle.worker.runner import Attempt, Runner, needs_loop, raised
 
 CHUNK: Final = 1 << 16
 LOOK_FOR_PARENT_EVERY: Final = 1.0
@@ -54,9 +59,10 @@ class Pipe:
     Args:
         inward: descriptor to read from.
         outward: descriptor to write to.
+        mark: what the environment of everything that is started here carries.
     """
 
-    def __init__(self, inward: int, outward: int) -> None:
+    def __init__(self, inward: int, outward: int, mark: str) -> None:
         for descriptor in (inward, outward):
             keep_from_children(descriptor)
         self._inward = inward
@@ -66,8 +72,11 @@ class Pipe:
         self._asked: dict[int, Future[Any]] = {}
         self._numbers = count()
         self._parent = parent_of()
+        self.mark = mark
         self.runs: queue.SimpleQueue[wire.Run] = queue.SimpleQueue()
-        self.on_cancel = _nobody
+        self.wish: wire.Cancel | None = None
+        """That the attempt that was sent last should stop; it may come before the attempt has begun."""
+        self.on_wish = _nobody
         self.store_id = ""
         self.clock: Clock
 
@@ -94,43 +103,45 @@ class Pipe:
 
     def note_progress(self, lease: int, fraction: float, message: str) -> None:
         """Send the progress."""
-        self.say(wire.Progress(fraction, message))
+        self.say(wire.Progress(lease, fraction, message))
 
     def note_line(self, lease: int, line: LogLine) -> None:
         """Send a line."""
-        self.say(wire.Line(line))
+        self.say(wire.Line(lease, line))
 
     def write_checkpoint(self, lease: int, codec: str, data: bytes) -> Future[None]:
         """Let the worker store a checkpoint."""
-        return self._ask(codec, data)
+        return self._ask(lease, codec, data)
 
     def read_checkpoint(self, job_id: int) -> Future[tuple[str, bytes] | None]:
         """Let the worker read the job's last checkpoint."""
-        return self._ask(None, None)
+        return self._ask(job_id)
 
     def stop_soon(self, reason: str) -> None:
         """Let the worker drain and end."""
         self.say(wire.StopWorker(reason))
 
-    def _ask(self, codec: str | None, data: bytes | None) -> Future[Any]:
+    def _ask(self, key: int, codec: str | None = None, data: bytes | None = None) -> Future[Any]:
         number, future = next(self._numbers), Future[Any]()
         self._asked[number] = future
-        self.say(wire.Ask(number, codec, data))
+        self.say(wire.Ask(number, key, codec, data))
         return future
 
     def _read(self) -> list[bytes]:
         # The pipe ends with the worker unless somebody forked a copy of its end: so its pid is looked at too.
         data = os.read(self._inward, CHUNK) if readable(self._inward, LOOK_FOR_PARENT_EVERY) else None
         if data == b"" or parent_of() != self._parent:
-            end_own_session()
+            end_own_session(self.mark)
         return list(self._inbox.feed(data or b""))
 
     def _take(self, message: wire.ToChild) -> None:
         match message:
             case wire.Run():
+                self.wish = None
                 self.runs.put(message)
-            case wire.Cancel(reason):
-                self.on_cancel(reason)
+            case wire.Cancel():
+                self.wish = message
+                self.on_wish()
             case wire.Reply():
                 self._resolve(message)
 
@@ -158,46 +169,73 @@ class Handler:
         self._loop = asyncio.Runner()
         around = Around(app.extensions, Resources(app.extensions.resources, self._loop.run))
         self._runner = Runner(app.codecs, around, _here)
+        self._outputs: tuple[TextIO, TextIO] = sys.stdout, sys.stderr
         self._context: JobContext | None = None
         self._task: asyncio.Task[Outcome] | None = None
-        pipe.on_cancel = self.cancel
+        pipe.on_wish = self.grant
 
     def handle(self, run: wire.Run) -> wire.Ended:
         """Run one attempt and say what came of it."""
         meter = Meter()
-        definition = self._registry.find(run.claimed.task)
-        if definition is None:
-            return _ended(Held(f"its process does not know the task {run.claimed.task!r}"), [], meter)
+        definition = self._find(run)
+        if isinstance(definition, Held):
+            return _ended(definition, [], meter)
         context = self._context = JobContext(run.claimed, definition.codec, self._pipe)
+        self.grant()
+        self._pipe.say(wire.Begun())
+        self._mend_outputs()
         wrapping = self._runner.wrapping_of(definition)
-        attempt = Attempt(run.claimed, definition, context, wrapping)
-        limit_memory(run.memory)
-        try:
-            own = contextvars.copy_context()  # what a handler sets there must not reach the next one
-            if needs_loop(definition, wrapping):
-                outcome = self._loop.run(self._as_task(attempt), context=own)
-            else:
-                outcome = own.run(self._runner.run_plain, attempt)
-        finally:
-            limit_memory(None)
-            self._context = None
-        sys.stdout.flush()
-        sys.stderr.flush()
+        outcome = self._run(Attempt(run.claimed, definition, context, wrapping), run.memory)
+        self._context = None
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # the handler has closed or replaced it
+                stream.flush()
+        kill_started(self._pipe.mark)
         return _ended(outcome, list(context.last_lines()), meter)
 
-    def cancel(self, reason: str | None) -> None:
-        """Ask the running handler to stop; on the listening thread."""
-        context, task = self._context, self._task
-        if context is not None:
-            context.cancel(reason)
+    def grant(self) -> None:
+        """Ask the running handler to stop, if that is wanted; on the listening thread, and when an attempt begins."""
+        wish, context, task = self._pipe.wish, self._context, self._task
+        if wish is None or context is None:
+            return
+        context.cancel(wish.reason)
         if task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
-    async def _as_task(self, attempt: Attempt) -> Outcome:
-        self._task = asyncio.get_running_loop().create_task(self._runner.run_async(attempt))
+    def _mend_outputs(self) -> None:
+        """A handler before this one may have closed them, or put others in their places."""
+        out, err = self._outputs
+        if out.closed or err.closed:
+            self._outputs = out, err = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = out, err
+
+    def _find(self, run: wire.Run) -> TaskDefinition | Held:
+        """The task; the module that declares it may not be imported here yet."""
+        name = run.claimed.task
         try:
-            return await self._task
+            if self._registry.find(name) is None and run.module:
+                importlib.import_module(run.module)
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
+            return Held(f"its process cannot import {run.module}, which declares {name!r}: {_told(error)}")
+        return self._registry.find(name) or Held(f"its process does not know the task {name!r}")
+
+    def _run(self, attempt: Attempt, memory: int | None) -> Outcome:
+        own = contextvars.copy_context()  # what a handler sets there must not reach the next one
+        try:
+            with memory_limit(memory):
+                if needs_loop(attempt.definition, attempt.wrapping):
+                    return self._loop.run(self._as_task(attempt), context=own)
+                return own.run(self._runner.run_plain, attempt)
+        except BaseException as error:  # not even what it raised could be told, as for want of memory
+            return raised(attempt, error)
+
+    async def _as_task(self, attempt: Attempt) -> Outcome:
+        task = self._task = asyncio.get_running_loop().create_task(self._runner.run_async(attempt))
+        if attempt.context.cancelled:  # before there was a task to cancel
+            asyncio.get_running_loop().call_soon(task.cancel)
+        try:
+            return await task
         finally:
             self._task = None
 
@@ -205,9 +243,10 @@ class Handler:
 def main(inward: int, outward: int, stacks: int) -> None:
     """Live until the worker is gone."""
     become_child()
+    adopt_orphans()
     keep_from_children(stacks)
     write_stacks_to(stacks)
-    pipe = Pipe(inward, outward)
+    pipe = Pipe(inward, outward, own_mark())
     hello = pipe.hello()
     pipe.store_id = hello.store_id
     hold = Hold.take(Path(hello.lock), hello.place)
@@ -222,7 +261,7 @@ def main(inward: int, outward: int, stacks: int) -> None:
             handler = Handler(pipe, app)
             pipe.clock = app.clock
         except (Exception, SystemExit) as error:  # whatever a user's module raises
-            pipe.say(wire.Broken(": ".join(describe_exception(error, 2000)[:2])))
+            pipe.say(wire.Broken(_told(error)))
             return
         pipe.say(wire.Ready())
         while True:
@@ -230,7 +269,10 @@ def main(inward: int, outward: int, stacks: int) -> None:
 
 
 def _ended(outcome: Outcome, lines: list[LogLine], meter: Meter) -> wire.Ended:
-    kind, fields = wire.pack_outcome(outcome)
+    try:
+        kind, fields = wire.pack_outcome(outcome)
+    except Exception as error:  # its work may be done, so it is not repeated blindly
+        kind, fields = wire.pack_outcome(Held(f"outcome not stored: {_told(error)}"))
     used = meter.read()
     return wire.Ended(kind, fields, lines, used.peak_rss, used.cpu)
 
@@ -240,7 +282,11 @@ async def _here(function: Callable[[], object]) -> object:
     return function()
 
 
-def _nobody(reason: str | None) -> None:
+def _told(error: BaseException) -> str:
+    return ": ".join(describe_exception(error, 2000)[:2])
+
+
+def _nobody() -> None:
     """Nothing runs, so nothing is cancelled."""
 
 

@@ -14,7 +14,7 @@ from treadle.model.outcome import Outcome
 from treadle.worker import wire
 from treadle.worker.context import Desk
 from treadle.worker.runner import Attempt
-from treadle.worker.talk import Birth, Talk
+from treadle.worker.talk import Birth, ChildEnded, Talk
 
 JOBS_EACH: Final = 200
 """Attempts after which a child is replaced, so that what its code leaks does not add up for ever."""
@@ -41,8 +41,18 @@ class Children:
         Raises:
             ChildEnded: the child ended before it said what came of it.
         """
+        while (talk := self._take_idle()) is not None:
+            try:
+                return await self._run_in(talk, attempt)
+            except ChildEnded as end:
+                if end.begun or talk.killed:
+                    raise
+                # It died while it was idle, or just then, and no job is to blame: another one is tried.
+        return await self._run_in(Talk(self._birth, next(self._places), self._desk), attempt)
+
+    async def _run_in(self, talk: Talk, attempt: Attempt) -> tuple[Outcome, Usage]:
         lease = attempt.claimed.lease
-        talk = self._busy[lease] = self._take_idle() or Talk(self._birth, next(self._places), self._desk)
+        self._busy[lease] = talk
         kept = False
         try:
             found = await talk.run(attempt)

@@ -157,9 +157,13 @@ class JobContext:
 
     def keep_line(self, level: int, source: str, text: str) -> None:
         """The same for a line that came from *source*, such as a logger's name."""
+        self.keep(LogLine(self._desk.clock.now(), level, source, text))
+
+    def keep(self, said: LogLine) -> None:
+        """The same for a line that was said at another moment, as in a child process."""
         if self.lines is None:
             self.lines = Lines()
-        line = self.lines.keep(self._desk.clock.now(), level, source, text)
+        line = self.lines.keep(*said)
         if line is not None:
             self._desk.note_line(self._claimed.lease, line)
 

@@ -29,7 +29,7 @@ from treadle.worker.judging import judge
 from treadle.worker.pools import ThreadPool
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Attempt, Runner, needs_loop
-from treadle.worker.running import InChild, Means, OnLoop, OnThread, Running, task_by_factory
+from treadle.worker.running import InChild, Means, OnLoop, OnThread, Running, task_maker
 from treadle.worker.settler import Settler
 
 log = logging.getLogger("treadle.worker")
@@ -93,10 +93,8 @@ class Crew:
         self._on_stuck = on_stuck
         self._loop = asyncio.get_running_loop()
         self._threads = threads
-        # The C constructor costs half of loop.create_task; a program's own factory is respected.
-        new_task = asyncio.Task if self._loop.get_task_factory() is None else task_by_factory
         self._means = Means(
-            self._loop, new_task, runner, threads, children,
+            self._loop, task_maker(self._loop), runner, threads, children,
             lambda job_id: store.submit_read(partial(arguments, job_id=job_id)), self._ended, self._late,
         )  # fmt: skip
         self._plans: dict[str, Plan] = {}
@@ -212,7 +210,7 @@ class Crew:
         """Tell the handler of *lease*, if it still runs, that its attempt is no longer wanted."""
         found = self._running.get(lease)
         if found is not None:
-            found.attempt.context.cancel()
+            found.lost()
 
     def _start_alone(self) -> None:
         suspect = self._suspects.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ class Location(NamedTuple):
 
     Attributes:
         app: ``module:attribute``.
-        main: path of the file or name of the module (``-m``) the program was started with, when *app* is in it.
+        main: path of the file or name of the module (``-m``) the program was started with, when *app* is taken from it.
         sys_path: where imports look.
     """
 
@@ -32,10 +32,20 @@ class Location(NamedTuple):
     sys_path: Sequence[str]
 
 
-def find_location(wanted: object) -> Location | None:
-    """Look for *wanted* among the attributes of the imported modules; None when it is in none of them."""
-    for name, module in list(sys.modules.items()):
-        attribute = _name_in(module, wanted) if isinstance(module, ModuleType) and name != REBORN else None
+def find_location(wanted: object, declaring: Container[str] = ()) -> Location | None:
+    """Look for *wanted* among the attributes of the imported modules; None when it is in none of them.
+
+    The module that the program was started with comes last: a script of three lines need not run again for an app
+    that it has imported. Only when it declares tasks itself it comes first.
+
+    Args:
+        wanted: the app.
+        declaring: names of the modules that declare tasks on it.
+    """
+    modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    started_last = STARTED not in declaring
+    for name, module in sorted(modules, key=lambda each: (each[0] == STARTED) == started_last):
+        attribute = _name_in(module, wanted) if name != REBORN else None
         main = _main_of(module) if name == STARTED else ""
         if attribute is not None and main is not None:
             return Location(f"{name}:{attribute}", main, list(sys.path))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from treadle.errors import DuplicateTask, UnknownTask
 from treadle.model.definition import TaskDefinition
-from treadle.model.parameters import body_of, label_of
+from treadle.model.parameters import label_of, module_of
 
 
 class Registry:
@@ -54,6 +54,10 @@ class Registry:
             return tuple(sorted(self._tasks))
         return tuple(sorted({alias for name in only for alias in self.get(name).names}))
 
+    def modules(self, names: Iterable[str]) -> frozenset[str]:
+        """The modules that have declared the tasks *names*."""
+        return frozenset(module_of(self.get(name).function) for name in names)
+
 
 def _place(definition: TaskDefinition) -> str:
-    return f"{body_of(definition.function).__module__}.{label_of(definition.function)}"
+    return f"{module_of(definition.function)}.{label_of(definition.function)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -29,7 +30,7 @@ from treadle.model.outcome import (
     Succeeded,
     not_stored,
 )
-from treadle.model.retry import kinds_of
+from treadle.model.retry import DELAY_MAX, kinds_of
 from treadle.model.sanitise import clean_text, describe_exception
 from treadle.worker.around import Around, Wrapping
 from treadle.worker.context import RUNNING, JobContext
@@ -168,9 +169,9 @@ def raised(attempt: Attempt, error: BaseException) -> Outcome:
     try:
         match error:
             case Snooze():
-                return Snoozed(to_duration(error.delay))
+                return Snoozed(_delay(error.delay))
             case RetryAfter():
-                return RetryLater(to_duration(error.delay), clean_text(str(error.message), 1000))
+                return RetryLater(_delay(error.delay), clean_text(str(error.message), 1000))
     except (TypeError, ValueError, OverflowError) as unusable:
         error = unusable  # a delay that is no time fails the attempt like any other mistake
     match error:
@@ -199,6 +200,13 @@ def timed_out(attempt: Attempt, error: BaseException | None = None) -> Failed:
         message += f"; then it raised {kind}: {told}"
         stack += f"\n{trace}"
     return Failed(kinds_of(TimeoutError()), "TimeoutError", clean_text(message, 2000), stack)
+
+
+def _delay(delay: timedelta | float) -> int:
+    micros = to_duration(delay)
+    if micros > to_duration(DELAY_MAX):
+        raise ValueError(f"a delay of {delay!r} is longer than {DELAY_MAX.days} days")
+    return micros
 
 
 def _handle_plain(definition: TaskDefinition, call: Call) -> object:

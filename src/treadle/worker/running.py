@@ -7,17 +7,18 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, Final, NamedTuple
 
 from treadle import defaults
 from treadle.clock import SECOND, to_duration
 from treadle.errors import TreadleError
 from treadle.model.job import Usage
-from treadle.model.outcome import Cancelled, Crashed, Failed, Outcome, Released
+from treadle.model.outcome import Cancelled, Crashed, Failed, Held, Outcome, Released
 from treadle.model.retry import kinds_of
 from treadle.worker.children import Children
 from treadle.worker.pools import ThreadPool
-from treadle.worker.runner import STOPPED, Attempt, Runner, timed_out
+from treadle.worker.runner import STOPPED, Attempt, Runner, raised, timed_out
 from treadle.worker.stacks import stack_of_coroutine, stack_of_thread
 from treadle.worker.talk import ChildEnded
 
@@ -27,7 +28,7 @@ class Means(NamedTuple):
 
     Attributes:
         loop: the worker's event loop.
-        new_task: makes a task on it.
+        new_task: makes a task on it, in a context of its own: what one handler sets there, no other must see.
         runner: turns attempts into outcomes.
         threads: for plain functions.
         children: for attempts in processes of their own, None where there can be none.
@@ -37,7 +38,7 @@ class Means(NamedTuple):
     """
 
     loop: asyncio.AbstractEventLoop
-    new_task: Callable[..., asyncio.Task[None]]
+    new_task: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     runner: Runner
     threads: ThreadPool
     children: Children | None
@@ -91,6 +92,10 @@ class Running(ABC):
         self.interrupt()
         self.later(self.grace, self.kill)
 
+    def lost(self) -> None:
+        """The job belongs to another attempt: let the handler see it."""
+        self.attempt.context.cancel()
+
     def run_late(self) -> None:
         """The timeout is over: remember where the handler stands, and stop it as far as that can be done."""
         context = self.attempt.context
@@ -138,15 +143,15 @@ class OnLoop(Running):
 
     def start(self) -> None:
         """Start the task."""
-        self.task = self.means.new_task(self._run(), loop=self.means.loop)
+        self.task = self.means.new_task(self._run())
 
     def stack(self) -> str:
         """Where the coroutine waits."""
         return stack_of_coroutine(self.task.get_coro())
 
     def interrupt(self) -> None:
-        """Cancel the task."""
-        self.task.cancel()
+        """Cancel the task; not before its first step, or nothing of it would ever run and tell of its end."""
+        self.means.loop.call_soon(self.task.cancel)
 
     async def _run(self) -> None:
         attempt, means = self.attempt, self.means
@@ -201,7 +206,7 @@ class InChild(Running):
         """Hand it to a child process."""
         self._why_killed: str | None = None
         self._limit = self.attempt.definition.memory
-        self._task = self.means.new_task(self._run(), loop=self.means.loop)
+        self._task = self.means.new_task(self._run())
 
     def stack(self) -> str:
         """Not known here; the child is asked in :meth:`run_late`."""
@@ -211,6 +216,11 @@ class InChild(Running):
         """Tell the child's handler."""
         assert self.means.children is not None
         self.means.children.interrupt(self.attempt.claimed.lease, self.attempt.context.cancel_reason)
+
+    def lost(self) -> None:
+        """Tell the child's handler too."""
+        super().lost()
+        self.interrupt()
 
     def kill(self) -> None:
         """Kill the child and whatever it started."""
@@ -249,6 +259,8 @@ class InChild(Running):
                 data = await asyncio.wrap_future(means.read_arguments(attempt.claimed.id))
                 attempt = with_arguments(attempt, data)
             outcome, self.usage = await means.children.run(attempt)
+            if attempt.context.overdue is not None:
+                outcome = timed_out(attempt)  # as everywhere, what comes after the timeout is too late
         except ChildEnded as end:
             self.usage = end.usage
             outcome = self._ended_by(end)
@@ -256,6 +268,8 @@ class InChild(Running):
             outcome = unread(error)
         except asyncio.CancelledError:
             outcome = Released(STOPPED, started=False)
+        except OSError as error:  # no process or pipe was to be had; tried again like any failure
+            outcome = raised(attempt, error)
         means.ended(self, outcome)
 
     def _ended_by(self, end: ChildEnded) -> Outcome:
@@ -270,6 +284,8 @@ class InChild(Running):
             return Cancelled(context.cancel_reason)
         if self._why_killed is not None or context.cancelled:
             return Released(self._why_killed or STOPPED)
+        if not end.begun and self.attempt.definition.crash_cap == 0:
+            return Held(f"its process could not be started: {end.words}")  # nothing was done that must not be repeated
         return Crashed(end.words, end.stack)
 
 
@@ -287,6 +303,12 @@ def unread(error: TreadleError) -> Released:
     return Released(f"its arguments could not be read: {error}", started=False)
 
 
-def task_by_factory(coroutine: Coroutine[Any, Any, None], *, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-    """A task as the program's own task factory makes it."""
-    return loop.create_task(coroutine)
+def task_maker(loop: asyncio.AbstractEventLoop) -> Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]:
+    """How to make tasks that see the context variables of this moment, and not those of the job that ended before them.
+
+    The C constructor costs half of ``loop.create_task``; a program's own factory is respected.
+    """
+    outside = copy_context()
+    if loop.get_task_factory() is None:
+        return lambda coroutine: asyncio.Task(coroutine, loop=loop, context=outside.copy())
+    return lambda coroutine: outside.copy().run(loop.create_task, coroutine)

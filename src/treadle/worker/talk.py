@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import logging
 import os
@@ -12,16 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
+
 from treadle.errors import LeaseLost
-from treadle.host.children import Child, End, how_it_ended, kill_session
-from treadle.host.usage import memory_of, oom_kills
+from treadle.host.children import Child, End, how_it_ended
+from treadle.host.usage import Used, memory_of, oom_kills, peak_resident, resident_bytes, usage_of
 from treadle.model.job import Usage
-from treadle.model.outcome import Held, Outcome
+from treadle.model.outcome import Cancelled, Held, Outcome, Released
+from treadle.model.parameters import module_of
 from treadle.model.sanitise import clean_text
 from treadle.worker import wire
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.location import Location
-from treadle.worker.runner import Attempt
+from treadle.worker.runner import STOPPED, Attempt
 
 T = TypeVar("T")
 MODULE: Final = "treadle.worker.child"
@@ -29,6 +33,9 @@ WATCH_MEMORY_EVERY: Final = 0.2
 LOOK_FOR_STACK_EVERY: Final = 0.05
 STACK_CAP: Final = 16_000
 CHUNK: Final = 1 << 16
+READS_MOST: Final = 64
+NOTHING: Final = Usage(None, None, None)
+UTF_8: Final = codecs.getincrementaldecoder("utf-8")
 
 
 class ChildEnded(Exception):
@@ -39,10 +46,14 @@ class ChildEnded(Exception):
         usage: what it used.
         stack: its last stack, when it told.
         beyond_memory: bytes it had in RAM when it was killed for having more than its cap, None otherwise.
+        begun: False when its handler had not begun.
     """
 
-    def __init__(self, words: str, usage: Usage, stack: str | None, beyond_memory: int | None) -> None:
+    def __init__(
+        self, words: str, usage: Usage, stack: str | None, beyond_memory: int | None, *, begun: bool
+    ) -> None:
         super().__init__(words)
+        self.begun = begun
         self.words = words
         self.usage = usage
         self.stack = stack
@@ -72,8 +83,9 @@ class Talk:
         desk: where notes of its jobs go.
 
     Attributes:
-        gone: set once the child and everything in its session is gone.
-        jobs: attempts it has run.
+        gone: set once the child and everything it started is gone.
+        jobs: attempts it was given.
+        killed: True once we have killed it.
     """
 
     def __init__(self, birth: Birth, place: int, desk: Desk) -> None:
@@ -91,13 +103,19 @@ class Talk:
         self._beyond: int | None = None
         self._oom_kills = 0
         self._stack = ""
+        self._before = Used(None, None)
+        self._peak = 0
+        self._hurt = False
+        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
         self.gone = asyncio.Event()
         self.jobs = 0
+        self._begun = False
+        self.killed = False
 
     @property
     def fit(self) -> bool:
         """True while the child can take another attempt."""
-        return self._child is not None and self._end is None
+        return self._child is not None and self._end is None and not self._hurt
 
     async def run(self, attempt: Attempt) -> tuple[Outcome, Usage]:
         """Run an attempt in this child.
@@ -107,22 +125,30 @@ class Talk:
         """
         self._context = attempt.context
         self._ended = self._loop.create_future()
+        self._begun = False
         if self._child is None:
             self._start()
         why = await self._answer(self._ready)
         if why:
-            return Held(f"its process could not be started: {why}"), Usage(None, None, None)
+            self._hurt = True
+            return Held(f"its process could not be started: {why}"), NOTHING
+        if attempt.context.cancelled:
+            reason = attempt.context.cancel_reason
+            return (Released(STOPPED, started=False) if reason is None else Cancelled(reason)), NOTHING
+        assert self._child is not None
         self.jobs += 1
+        self._before = usage_of(self._child.pid)
+        self._peak = self._before.peak_rss or 0
         memory = attempt.definition.memory
-        self.tell(wire.Run(attempt.claimed, memory))
+        self.tell(wire.Run(attempt.claimed, memory, module_of(attempt.definition.function)))
         watch = None if memory is None else self._loop.create_task(self._watch_memory(memory))
         try:
             ended = await self._answer(self._ended)
         finally:
             if watch is not None:
                 watch.cancel()
-        self._finish(attempt.claimed.lease, ended)
-        return wire.unpack_outcome(ended.kind, ended.fields), Usage(ended.peak_rss, ended.cpu, None)
+        self._finish(attempt.context, ended)
+        return _outcome(ended), Usage(ended.peak_rss, ended.cpu, None)
 
     def tell(self, message: wire.ToChild) -> None:
         """Send a message; never waits for the child to read it."""
@@ -133,9 +159,11 @@ class Talk:
 
     def kill(self) -> None:
         """Kill the child and what it started."""
+        self.killed = True
         if self._child is None:
             self.gone.set()
         else:
+            self._peak = max(self._peak, peak_resident(self._child.pid) or 0)
             self._child.kill()
 
     async def stack(self, patience: float) -> str:
@@ -161,7 +189,7 @@ class Talk:
 
     def _start(self) -> None:
         self._oom_kills = oom_kills()
-        child = self._child = Child(MODULE, self._birth.mark, self._tell_end)
+        child = self._child = Child(MODULE, f"{self._birth.mark}.{self._place}", self._tell_end)
         os.set_blocking(child.inward, False)
         self._loop.add_reader(child.outward, self._hear, child)
         self._loop.add_reader(child.output, self._hear_output, child.output, "stdout")
@@ -184,23 +212,26 @@ class Talk:
             return answer.result()
         assert self._end is not None
         words = how_it_ended(self._end.code, out_of_memory=oom_kills() > self._oom_kills)
-        usage = Usage(self._end.used.peak_rss, self._end.used.cpu, self._end.code)
-        raise ChildEnded(words, usage, self._stack or None, self._beyond)
+        peak, cpu = self._end.used
+        # What the system counts is the whole life of the process: attempts before this one are taken off.
+        cpu = None if cpu is None else max(0, cpu - (self._before.cpu or 0))
+        usage = Usage(max(self._peak, peak or 0) or None, cpu, self._end.code)
+        raise ChildEnded(words, usage, self._stack or None, self._beyond, begun=self._begun)
 
-    def _finish(self, lease: int, ended: wire.Ended) -> None:
+    def _finish(self, context: JobContext, ended: wire.Ended) -> None:
         """What must happen before another attempt may run in this child."""
-        assert self._child is not None
-        self._hear_all_output(self._child)
+        if self._child is not None:
+            self._hear_all_output(self._child)
         for line in ended.lines:
-            self._desk.note_line(lease, line)
+            context.keep(line)
         self._context = None
         self._stack = ""
-        kill_session(self._child.pid, spare=self._child.pid)  # what the handler started and left behind
 
     async def _watch_memory(self, most: int) -> None:
         """Kill the child when it and what it started have more in RAM than they may."""
         while self._child is not None:
             found = memory_of(self._child.pid)
+            self._peak = max(self._peak, resident_bytes(self._child.pid))
             if found > most:
                 self._beyond = found
                 self.kill()
@@ -239,7 +270,6 @@ class Talk:
             self._take(wire.for_parent(message))
 
     def _take(self, message: wire.ToParent) -> None:
-        context = self._context
         match message:
             case wire.Ready():
                 _resolve(self._ready, "")
@@ -247,23 +277,30 @@ class Talk:
                 _resolve(self._ready, why)
             case wire.Ended():
                 _resolve(self._ended, message)
-            case wire.Progress(fraction, text) if context is not None:
-                self._desk.note_progress(context.lease, fraction, text)
-            case wire.Line(line) if context is not None:
-                self._desk.note_line(context.lease, line)
-                if line.source != "job":
-                    logging.getLogger(line.source).log(line.level, "%s", line.text)
+            case wire.Begun():
+                self._begun = True
+            case wire.Progress(lease, fraction, text):
+                self._desk.note_progress(lease, fraction, text)
+            case wire.Line():
+                self._hear_line(message)
             case wire.StopWorker(reason):
                 self._desk.stop_soon(reason)
-            case wire.Ask() if context is not None:
-                self._look_up(message, context)
+            case wire.Ask():
+                self._look_up(message)
 
-    def _look_up(self, ask: wire.Ask, context: JobContext) -> None:
+    def _hear_line(self, message: wire.Line) -> None:
+        line = message.line
+        if self._context is not None and self._context.lease == message.lease:
+            self._context.keep(line)
+        if line.source != "job":
+            logging.getLogger(line.source).log(line.level, "%s", line.text)
+
+    def _look_up(self, ask: wire.Ask) -> None:
         future: Future[Any]
         if ask.codec is not None and ask.data is not None:
-            future = self._desk.write_checkpoint(context.lease, ask.codec, ask.data)
+            future = self._desk.write_checkpoint(ask.key, ask.codec, ask.data)
         else:
-            future = self._desk.read_checkpoint(context.id)
+            future = self._desk.read_checkpoint(ask.key)
         future.add_done_callback(partial(self._reply, ask.number))
 
     def _reply(self, number: int, future: Future[tuple[str, bytes] | None]) -> None:
@@ -277,19 +314,32 @@ class Talk:
             self._loop.call_soon_threadsafe(self.tell, reply)
 
     def _hear_all_output(self, child: Child) -> None:
-        """Read what it has printed so far."""
-        self._hear_output(child.output, "stdout")
-        self._hear_output(child.errors, "stderr")
+        """Read what it has printed so far; not for ever, because a thread of its may go on printing."""
+        for descriptor, name in ((child.output, "stdout"), (child.errors, "stderr")):
+            for _ in range(READS_MOST):
+                if not self._hear_output(descriptor, name):
+                    break
 
-    def _hear_output(self, descriptor: int, name: str) -> None:
+    def _hear_output(self, descriptor: int, name: str) -> bool:
+        """Read some of what it has printed; False when there is nothing."""
         data = _read(descriptor)
         if data == EOF:
+            self._hurt = True  # it has closed its output: what the next handler prints would be lost
             self._loop.remove_reader(descriptor)
-        if data:
-            text = data.decode("utf-8", "replace")
-            _pass_on(name, text)
-            if self._context is not None:
-                self._context.keep_text(logging.INFO if name == "stdout" else logging.WARNING, name, text)
+        if not data:
+            return False
+        text = self._decoders.setdefault(name, UTF_8("replace")).decode(data)
+        _pass_on(name, text)
+        if self._context is not None:
+            self._context.keep_text(logging.INFO if name == "stdout" else logging.WARNING, name, text)
+        return True
+
+
+def _outcome(ended: wire.Ended) -> Outcome:
+    try:
+        return wire.unpack_outcome(ended.kind, ended.fields)
+    except msgspec.MsgspecError as error:  # its work may be done, so it is not repeated blindly
+        return Held(f"outcome not stored: {error}"[:500])
 
 
 def _main_thread_first(stacks: str) -> str:

@@ -44,10 +44,11 @@ class Hello(Message, frozen=True):
 
 
 class Run(Message, frozen=True):
-    """An attempt to run; *memory* caps what it may allocate, in bytes."""
+    """An attempt to run; *memory* caps what it may allocate, in bytes; *module* has declared its task."""
 
     claimed: Claimed
     memory: int | None
+    module: str
 
 
 class Cancel(Message, frozen=True):
@@ -79,23 +80,33 @@ class Broken(Message, frozen=True):
     why: str
 
 
-class Progress(Message, frozen=True):
-    """The last progress of the running attempt."""
+class Begun(Message, frozen=True):
+    """The handler begins: from here on nobody knows what it may have done."""
 
+
+class Progress(Message, frozen=True):
+    """The last progress of an attempt.
+
+    Like every note it names its lease: a thread that outlived its attempt may still write some.
+    """
+
+    lease: int
     fraction: float
     message: str
 
 
 class Line(Message, frozen=True):
-    """A line of the running attempt."""
+    """A line of an attempt."""
 
+    lease: int
     line: LogLine
 
 
 class Ask(Message, frozen=True):
-    """A checkpoint to store (*data*), or to read."""
+    """A checkpoint to store (*data*) under *key*, a lease; or that of the job *key* to read."""
 
     number: int
+    key: int
     codec: str | None = None
     data: bytes | None = None
 
@@ -117,7 +128,7 @@ class Ended(Message, frozen=True):
 
 
 ToChild = Hello | Run | Cancel | Reply
-ToParent = Ready | Broken | Progress | Line | Ask | StopWorker | Ended
+ToParent = Ready | Broken | Begun | Progress | Line | Ask | StopWorker | Ended
 _PACK: Final = msgspec.msgpack.Encoder()
 _TO_CHILD: Final = msgspec.msgpack.Decoder(ToChild)
 _TO_PARENT: Final = msgspec.msgpack.Decoder(ToParent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
@@ -43,7 +43,8 @@ class Worker:
         codecs: the codecs stored arguments may name.
         extensions: what the app has put around its handlers.
         options: how it works.
-        find_app: says where the app can be imported, for attempts in processes of their own.
+        find_app: says where the app can be imported, for attempts in processes of their own; it is
+            told which modules declare tasks.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Worker:
         codecs: CodecRegistry,
         extensions: Extensions,
         options: WorkerOptions,
-        find_app: Callable[[], Location | None],
+        find_app: Callable[[Container[str]], Location | None],
     ) -> None:
         self._open = store
         self._app = AppParts(registry, codecs, extensions, options)
@@ -94,7 +95,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         names = self._app.registry.names(self.options.tasks)
-        location = self._find_app()
+        location = self._find_app(self._app.registry.modules(names))
         check(self._app, names, location)
         self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)

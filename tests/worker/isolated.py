@@ -1,0 +1,360 @@
+"""An app whose jobs run in processes of their own. A child imports it again, so its store comes from the environment.
+
+Handlers and tests talk by files in one folder: ``say`` makes one, ``heard`` waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from treadle import Abort, JobContext, Retry, RetryAfter, Snooze, Treadle, current_job
+from treadle.errors import LeaseLost
+
+STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE_TEST_AT_IMPORT"
+LOOKS = 12_000
+SLEEPER = "import time\nwhile True: time.sleep(1)"
+CAP = 200_000_000
+KEPT: list[Any] = []
+
+
+class Mismatch(Exception):
+    """An error with a rule of its own."""
+
+
+# Signals by files ----------------------------------------------------------------------------------------------------
+
+
+def place(name: str) -> Path:
+    """Where a signal lies."""
+    return Path(os.environ[FOLDER]) / name
+
+
+def say(name: str, text: object = "") -> None:
+    """Give a signal, with a text; it appears whole or not at all."""
+    new = place(f".{name}-{os.getpid()}")
+    new.write_text(str(text))
+    new.rename(place(name))
+
+
+def heard(name: str) -> str:
+    """Wait for a signal and return its text."""
+    quiet = select.poll()
+    for _ in range(LOOKS):
+        if place(name).exists():
+            return place(name).read_text()
+        quiet.poll(5)
+    raise AssertionError(f"nobody said {name!r}")
+
+
+# What handlers do ----------------------------------------------------------------------------------------------------
+
+Deed = Callable[[JobContext, Any], Any]
+DEEDS: dict[str, Deed] = {}
+
+
+def deed(function: Deed) -> Deed:
+    """Something that a test can ask a job to do."""
+    DEEDS[function.__name__] = function
+    return function
+
+
+@deed
+def give(_: JobContext, value: Any) -> Any:
+    return value
+
+
+@deed
+def pid(_: JobContext, value: Any) -> int:
+    return os.getpid()
+
+
+@deed
+def fail(_: JobContext, value: Any) -> Any:
+    errors: dict[str, Any] = {
+        "value": ValueError("no such page"), "exit": SystemExit(3), "interrupt": KeyboardInterrupt(),
+        "memory": MemoryError("made up"), "cancelled": asyncio.CancelledError(), "mismatch": Mismatch("one flipped"),
+        "snooze": Snooze(3600), "endless": Snooze(timedelta.max), "nonsense": Snooze("soon"),  # type: ignore[arg-type]
+        "again": RetryAfter(3600, "busy"), "abort": Abort("gone"), "surrogate": ValueError("\ud800\0"),
+    }  # fmt: skip
+    if value == "recursion":
+        return [*fail(_, value), fail(_, value)]
+    raise errors[value]
+
+
+@deed
+def hand_back(_: JobContext, value: Any) -> Any:
+    found = {"snooze": Snooze(3600), "abort": Abort("gone"), "again": RetryAfter(60), "nan": Snooze(float("nan"))}
+    return found[value]
+
+
+@deed
+def die(_: JobContext, value: Any) -> None:
+    """End this process: by a signal, or with an exit code."""
+    if isinstance(value, str):
+        os.kill(os.getpid(), signal.Signals[value])
+        while True:
+            signal.pause()
+    os._exit(value)
+
+
+@deed
+def wait(job: JobContext, value: Any) -> str:
+    """Say that it begins, and wait until the test lets it go or asks it to stop."""
+    say(f"{value} begun", os.getpid())
+    while not place(f"{value} go").exists():
+        if job.cancelled:
+            say(f"{value} stopped")
+            return "stopped"
+        select.poll().poll(5)
+    return "went on"
+
+
+@deed
+def ignore(job: JobContext, value: Any) -> str:
+    """The same, but nothing stops it."""
+    say(f"{value} begun", os.getpid())
+    heard(f"{value} go")
+    return "went on"
+
+
+@deed
+def leave_behind(job: JobContext, value: Any) -> dict[str, int]:
+    """Start programs and return, or wait, without looking after them."""
+    found = {"program": subprocess.Popen([sys.executable, "-c", SLEEPER]).pid}
+    found["session"] = subprocess.Popen([sys.executable, "-c", SLEEPER], start_new_session=True).pid
+    found["daemon"] = daemon()
+    if value is not None:
+        say(f"{value} begun", " ".join(map(str, (os.getpid(), *found.values()))))
+        heard(f"{value} go")
+    return found
+
+
+def daemon() -> int:
+    """Start a program the old way: forked twice, in a session of its own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        grandchild = os.fork()
+        if grandchild:
+            os.write(writer, str(grandchild).encode())
+            os._exit(0)
+        os.execv(sys.executable, [sys.executable, "-c", SLEEPER])
+    os.waitpid(child, 0)
+    os.close(writer)
+    return int(os.read(reader, 100))
+
+
+@deed
+def hoard(_: JobContext, value: Any) -> int:
+    """Allocate until there is no more: in large pieces or in small ones."""
+    kept: list[Any] = []
+    while True:
+        kept.append(bytearray(1_000_000) if value == "large" else [object()])
+
+
+@deed
+def allocate(_: JobContext, value: Any) -> int:
+    return len(bytearray(value))
+
+
+@deed
+def grow(_: JobContext, value: Any) -> str:
+    return "x" * int(value)
+
+
+@deed
+def hoard_elsewhere(_: JobContext, value: Any) -> int:
+    """Let two programs have more together than one may have."""
+    code = f"held = bytearray({CAP * 6 // 10}); import time; time.sleep(600)"
+    for one in [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]:
+        one.wait()
+    return 0
+
+
+@deed
+def close_outputs(_: JobContext, value: Any) -> str:
+    """Be as rude to standard output as can be."""
+    print("before", flush=True)
+    if value == "descriptors":
+        print("never seen", end="")
+        os.close(1)
+        os.close(2)
+    elif value == "files":
+        sys.stdout.close()
+    else:
+        sys.stdout = None  # type: ignore[assignment]
+    return "done"
+
+
+@deed
+def talk(_: JobContext, value: Any) -> None:
+    """Say something in every way there is."""
+    logging.getLogger("shop").warning("logged")
+    print("printed")
+    print("complained", file=sys.stderr)
+    os.write(1, b"raw \xff\xfe bytes\n")
+    subprocess.run(["/bin/sh", "-c", "echo by a program"], check=True)
+    current_job().log("told", logging.ERROR)
+    print("without an end", end="")
+
+
+@deed
+def shout(_: JobContext, value: Any) -> None:
+    """Print *value* bytes without one line end."""
+    for _number in range(value // 10_000):
+        os.write(1, b"x" * 10_000)
+
+
+@deed
+def letters(_: JobContext, value: Any) -> None:
+    """Print so many letters of three bytes each, in lines."""
+    for _number in range(value // 100):
+        os.write(1, ("€" * 100 + "\n").encode())
+
+
+@deed
+def chatter(job: JobContext, value: Any) -> None:
+    """Report far more progress than anybody stores, then wait."""
+    for number in range(value):
+        job.progress(number / value, f"step {number}")
+    job.progress(1, "the last word")
+    heard("chatter go")
+
+
+@deed
+def leave_a_thread(job: JobContext, value: Any) -> None:
+    """Return while a thread goes on, and writes for the job later."""
+
+    def go_on() -> None:
+        heard(f"{value} go")
+        job.progress(0.5, "by a stray thread")
+        job.log("by a stray thread")
+        try:
+            job.checkpoint("by a stray thread")
+        except LeaseLost as error:
+            say(f"{value} refused", type(error).__name__)
+
+    threading.Thread(target=go_on, daemon=True).start()
+
+
+@deed
+def last_checkpoint(job: JobContext, value: Any) -> Any:
+    return job.last_checkpoint()
+
+
+@deed
+def lines(job: JobContext, value: Any) -> None:
+    """Log and print so many lines each."""
+    for number in range(value):
+        job.log(f"log {number} {'.' * 90}")
+        print(f"print {number} {'.' * 90}")
+
+
+@deed
+def remember(job: JobContext, value: Any) -> Any:
+    """Checkpoint in the first attempt, which fails; the second one tells what it found."""
+    if job.failures == 0:
+        job.checkpoint({"at": value})
+        raise ValueError("not yet")
+    return [job.attempt, job.failures, job.crashes, job.queue, job.idempotency_key, job.last_checkpoint()]
+
+
+@deed
+def follow(job: JobContext, value: Any) -> None:
+    job.on_success(TASKS["act"].job("give", value), TASKS["act"].using(queue="slow", tags=["late"]).job("give", value))
+
+
+@deed
+def enqueue(_: JobContext, value: Any) -> int:
+    number: int = TASKS["act"].enqueue("give", value).id
+    return number
+
+
+@deed
+def stop_worker(job: JobContext, value: Any) -> str:
+    job.stop_worker("leaks")
+    return "stopped it"
+
+
+@deed
+def burn(_: JobContext, value: Any) -> int:
+    """Use processor time, and memory on top of what the process has."""
+    held = bytearray(value)
+    held[::4096] = b"x" * len(held[::4096])
+    return sum(range(3_000_000)) + len(held)
+
+
+# The app -------------------------------------------------------------------------------------------------------------
+
+TASKS: dict[str, Any] = {}
+
+
+def build(url: str | None = None) -> Treadle:
+    """The app; *url* is by default that of the environment."""
+    made = Treadle(url or os.environ.get(STORE, "memory://"))
+
+    def act(job: JobContext, what: str, value: object = None) -> object:
+        return DEEDS[what](job, value)
+
+    async def aact(job: JobContext, what: str, value: object = None) -> object:
+        """Deeds that wait are done as a coroutine would."""
+        if what not in ("wait", "swallow"):
+            return DEEDS[what](job, value)
+        say(f"{value} begun", os.getpid())
+        while not place(f"{value} go").exists():
+            try:
+                await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                say(f"{value} stopped")
+                if what == "wait":
+                    raise
+        return "went on"
+
+    rules = Retry(0, never=(Mismatch,))
+    policies: dict[str, dict[str, Any]] = {
+        "act": {"isolation": "process", "retry": 0},
+        "impatient": {"isolation": "process", "retry": 0, "grace": 0},
+        "ruled": {"isolation": "process", "retry": Retry(5, never=(Mismatch,), immediately={ValueError: 1}, backoff=0)},
+        "remembering": {"isolation": "process", "retry": Retry(1, backoff=0)},
+        "capped": {"isolation": "process", "retry": 0, "memory": CAP},
+        "brief": {"isolation": "process", "retry": 0, "timeout": 0.4},
+        "careful": {"isolation": "process", "retry": 0, "on_crash": "hold"},
+        "twice": {"retry": 0, "crashes": 2},
+        "thread": {"retry": 0},
+    }
+    for name, policy in policies.items():
+        TASKS[name] = made.task(name=name, **policy)(act)
+    TASKS["aact"] = made.task(name="aact", isolation="process", retry=rules)(aact)
+    TASKS["loop"] = made.task(name="loop", retry=0)(aact)
+    return made
+
+
+def at_import(what: str) -> None:
+    """What happens in a child while it imports this module."""
+    if what == "fail":
+        raise ImportError("the shop is closed")
+    if what == "hang":
+        say("importing", os.getpid())
+        heard("import go")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        sys.exit(4)
+
+
+with contextlib.suppress(KeyError):
+    at_import(os.environ[AT_IMPORT])
+app = build()
