@@ -49,7 +49,7 @@ def add(app: Treadle, state: int, count: int, due_at: int, step: int) -> None:
 
 
 def _add(session: Session, state: int, count: int, due_at: int, step: int) -> None:
-    first = burn(session, "job", count)
+    first = burn(session, "job", count)[0]
     span = {"first": first, "count": count}
     session.change(JOBS, {**span, "state": state, "due_at": due_at, "step": step, "now": session.clock.now()})
     session.change(PAYLOADS, {**span, "data": ENCODED})

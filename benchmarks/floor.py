@@ -18,6 +18,7 @@ import msgspec
 from benchmarks.app import ENCODED, SUBJECT, TO
 from benchmarks.child import Role
 from treadle import defaults
+from treadle.store.dialect import Sql
 from treadle.store.ops import claim, insert, sequences, settle
 from treadle.store.sqlite import connect, is_busy, probe_dialect
 
@@ -47,7 +48,7 @@ class Bare:
     def __init__(self, path: str, durability: str) -> None:
         self.writer = connect(Path(path), durability=durability)
         self.keeper = connect(Path(path), durability=durability)
-        self.pick = claim.PICKS[probe_dialect(self.writer)]
+        self.text = probe_dialect(self.writer).text
         self._every = 4.0
         self._since = 0
         self.held: list[int] = []
@@ -56,6 +57,9 @@ class Bare:
     def close(self) -> None:
         self.keeper.close()
         self.writer.close()
+
+    def run(self, sql: Sql | str, values: Any) -> sqlite3.Cursor:
+        return self.writer.execute(self.text(sql), values)
 
     def begin(self) -> None:
         while True:
@@ -99,8 +103,8 @@ class Bare:
         if not held:
             return 0
         now = micros()
-        times = {lease: (self._begun, now) for lease in held}
-        run = self.writer.execute
+        times = [(lease, self._begun, now) for lease in held]
+        run = self.run
         stored = run(settle.SUCCEEDED_HISTORY, {"times": encode(times), "worker": "floor"}).rowcount
         changed = run(settle.SUCCEED, {"now": now, "leases": encode(held)}).rowcount
         assert stored == changed == len(held), (stored, changed, len(held))
@@ -109,14 +113,14 @@ class Bare:
     def claim(self) -> bytes:
         """Take a batch; returns the arguments, joined."""
         now = self._begun = micros()
-        run = self.writer.execute
-        rows, blob = run(self.pick, {"queue": QUEUE, "tasks": TASKS, "most": BATCH}).fetchall()[0]
+        run = self.run
+        rows, blob = run(claim.PICK, {"queue": QUEUE, "tasks": TASKS, "most": BATCH}).fetchall()[0]
         found = ROWS.decode(rows)
         if not found:
             return b""
         lease = run(sequences.BURN, {"name": "lease", "count": len(found)}).fetchall()[0][0]
         ids = encode([row[0] for row in found])
-        run(claim.TAKE, {"lease": lease, "epoch": EPOCH, "ids": ids, "now": now})
+        run(claim.TAKE, {"lease": lease, "epoch": EPOCH, "ids": ids, "now": now, "cap": defaults.CRASH_CAP})
         self.held = list(range(lease, lease + len(found)))
         return bytes(blob)
 
@@ -126,19 +130,17 @@ class Bare:
         places, blob = insert.placed(list(zip(ids, pieces, strict=True)))
         text = places.decode()
         self.begin()
-        self.writer.execute(
-            insert.JOBS,
-            {"queue": QUEUE, "task": "noop", "state": 3, "priority": 0, "due_at": now, "now": now, "placed": text},
-        )
-        self.writer.execute(insert.PAYLOADS, {"codec": "json", "blob": blob, "extra": None, "placed": text})
+        when = {"due_at": now, "now": now, "expires_at": None}
+        self.run(insert.JOBS, {"queue": QUEUE, "task": "noop", "state": 3, "priority": 0, "placed": text, **when})
+        self.run(insert.PAYLOADS, {"codec": "json", "blob": blob, "extra": None, "version": 1, "placed": text})
         self.commit()
 
     def insert_one(self, number: int) -> None:
         """One transaction with two INSERTs."""
         now = micros()
         self.begin()
-        self.writer.execute(insert.ONE_JOB, (number, QUEUE, "noop", 3, 0, now, now))
-        self.writer.execute(insert.ONE_PAYLOAD, (number, "json", ENCODED, None))
+        self.writer.execute(insert.ONE_JOB, (number, QUEUE, "noop", 3, 0, now, now, None))
+        self.writer.execute(insert.ONE_PAYLOAD, (number, "json", ENCODED, None, 1))
         self.commit()
 
 

@@ -19,7 +19,7 @@ from faults.ledger import Ledger, Record, read_all
 TESTS = Path(__file__).parents[1]
 UNFENCED = '''
 
-def _succeed(session: Session, ended: list[Transition], times: object, worker: str) -> set[int]:
+def _succeed(session: Session, ended: list[Transition], worker: str) -> set[int]:
     for one in ended:
         session.change(
             "INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at) "

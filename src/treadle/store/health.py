@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from treadle.model.job import OUTCOMES, AttemptOutcome
 from treadle.store import migrate
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 from treadle.store.sqlite import connect, translate
 
@@ -19,13 +20,13 @@ CRASHES: Final = """
 SELECT count(*), min(finished_at) FROM treadle_attempts
 WHERE outcome = 8 AND worker = :worker AND finished_at >= :since
 """
-HELD: Final = """
-SELECT queue, task, coalesce(reason, 'no reason'), count(*) FROM treadle_jobs INDEXED BY treadle_jobs_held
+HELD: Final = Sql(lambda d: f"""
+SELECT queue, task, coalesce(reason, 'no reason'), count(*) FROM treadle_jobs {d.index("treadle_jobs_held")}
 WHERE state = 6 GROUP BY queue, task, reason ORDER BY count(*) DESC LIMIT 20
-"""
-OLDEST_READY: Final = """
-SELECT queue, count(*), min(due_at) FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3 GROUP BY queue
-"""
+""")
+OLDEST_READY: Final = Sql(lambda d: f"""
+SELECT queue, count(*), min(due_at) FROM treadle_jobs {d.index("treadle_jobs_ready")} WHERE state = 3 GROUP BY queue
+""")
 QUICK_CHECK: Final = "PRAGMA quick_check(20)"
 
 

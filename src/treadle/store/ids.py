@@ -13,6 +13,7 @@ from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 from treadle.store.work import Operation
 
+Numbers = Sequence[int]
 FIRST_BLOCK: Final = 16
 LARGEST_BLOCK: Final = 4096
 
@@ -26,7 +27,7 @@ class IdBlock:
     """
 
     def __init__(
-        self, run: Callable[[Operation[int]], int], arun: Callable[[Operation[int]], Awaitable[int]]
+        self, run: Callable[[Operation[Numbers]], Numbers], arun: Callable[[Operation[Numbers]], Awaitable[Numbers]]
     ) -> None:
         self._run = run
         self._arun = arun
@@ -40,7 +41,7 @@ class IdBlock:
                 return found
             size = self._next_size(count)
             with _nothing_stored():
-                self._put(self._run(_burn(size)), size)
+                self._put(self._run(_burn(size)))
 
     async def atake(self, count: int) -> Sequence[int]:
         """The same on an event loop."""
@@ -50,7 +51,7 @@ class IdBlock:
                 return found
             size = self._next_size(count)
             with _nothing_stored():
-                self._put(await self._arun(_burn(size)), size)
+                self._put(await self._arun(_burn(size)))
 
     def take_in(self, session: Session, count: int) -> Sequence[int]:
         """Take *count* ids for a caller's own transaction, which may hold the lock a new block would need.
@@ -60,36 +61,35 @@ class IdBlock:
         """
         found = self.at_hand(count)
         if found is None:
-            first = burn(session, "job", count)
-            found = range(first, first + count)
+            found = burn(session, "job", count)
         return found
 
     def forget(self) -> None:
         """Drop the block, as a forked child must: its parent hands out the same numbers."""
         self._lock = threading.Lock()
+        self._block: Numbers = ()
         self._next = 0
-        self._end = 0
         self._size = FIRST_BLOCK
 
     def at_hand(self, count: int) -> Sequence[int] | None:
         """Take *count* ids from the block, None when it has not so many left."""
         with self._lock:
-            if self._end - self._next < count:
+            if len(self._block) - self._next < count:
                 return None
             first = self._next
             self._next += count
-            return range(first, first + count)
+            return self._block[first : first + count]
 
     def _next_size(self, count: int) -> int:
         with self._lock:
             self._size = min(self._size * 4, LARGEST_BLOCK)
             return max(count, self._size // 4)
 
-    def _put(self, first: int, size: int) -> None:
+    def _put(self, block: Numbers) -> None:
         with self._lock:
             # What is left of the old block is dropped: gaps are harmless, a lock held over a burn is not.
-            if size >= self._end - self._next:
-                self._next, self._end = first, first + size
+            if len(block) >= len(self._block) - self._next:
+                self._block, self._next = block, 0
 
 
 @contextmanager
@@ -101,5 +101,5 @@ def _nothing_stored() -> Iterator[None]:
         raise StoreBroken(f"{error} That was about job numbers only: no job was stored.") from error
 
 
-def _burn(size: int) -> Operation[int]:
+def _burn(size: int) -> Operation[Numbers]:
     return partial(burn, name="job", count=size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treadle.clock import Clock
-from treadle.store.dialect import Dialect
+from treadle.store.dialect import Dialect, Sql
 
 Row = tuple[Any, ...]
 Parameters = Mapping[str, object] | Sequence[object]
@@ -34,23 +34,23 @@ class Session:
         # A caller's connection may make rows of its own kind; ours are plain tuples.
         self._cursor.row_factory = None
 
-    def rows(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+    def rows(self, sql: Sql | str, parameters: Parameters = ()) -> list[Row]:
         """Run *sql* and return every row; never leaves a cursor open."""
-        return self._cursor.execute(sql, parameters).fetchall()
+        return self._cursor.execute(self.dialect.text(sql), parameters).fetchall()
 
-    def row(self, sql: str, parameters: Parameters = ()) -> Row | None:
+    def row(self, sql: Sql | str, parameters: Parameters = ()) -> Row | None:
         """Run *sql* and return its first row, None when there is none."""
-        found = self._cursor.execute(sql, parameters).fetchall()
+        found = self._cursor.execute(self.dialect.text(sql), parameters).fetchall()
         return found[0] if found else None
 
-    def value(self, sql: str, parameters: Parameters = ()) -> Any:
+    def value(self, sql: Sql | str, parameters: Parameters = ()) -> Any:
         """Run *sql* and return the first column of its first row, None when there is none."""
         found = self.row(sql, parameters)
         return found[0] if found else None
 
-    def change(self, sql: str, parameters: Parameters = ()) -> int:
+    def change(self, sql: Sql | str, parameters: Parameters = ()) -> int:
         """Run *sql* and return how many rows it changed."""
-        return self._cursor.execute(sql, parameters).rowcount
+        return self._cursor.execute(self.dialect.text(sql), parameters).rowcount
 
     def ring(self, token: bytes = b"r") -> None:
         """Ask for the bell to ring once this transaction has committed.

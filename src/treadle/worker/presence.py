@@ -73,7 +73,7 @@ class Presence:
             queues=abilities.queues, tasks=abilities.tasks, concurrency=abilities.concurrency,
         )  # fmt: skip
         try:
-            epoch = store.submit(partial(burn, name="epoch", count=1), guarded=False).result()
+            epoch = store.submit(partial(burn, name="epoch", count=1), guarded=False).result()[0]
             enrol = partial(workers.register, who=registration, epoch=epoch, roll=roll_of(store))
             rescued = store.submit(enrol).result()
         except BaseException:

@@ -14,52 +14,54 @@ import msgspec
 from treadle.clock import to_datetime
 from treadle.errors import JobNotFound, JobStateError
 from treadle.model.job import STATES, JobState
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 
 S = JobState
 NOT_BEGUN: Final = frozenset({S.WAITING, S.SCHEDULED, S.READY, S.BLOCKED, S.HELD})
 STATE: Final = "SELECT state, started_at FROM treadle_jobs WHERE id = :id"
 
-# States are written out by :func:`_sql`; ids travel as one JSON list.
-RETRY: Final = """
-UPDATE treadle_jobs SET state = 3, failures = 0, crashes = 0, reason = NULL, due_at = :now, finished_at = NULL,
-    expires_at = NULL
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
-FORGET_IMMEDIATES: Final = "DELETE FROM treadle_immediates WHERE job_id IN (SELECT value FROM json_each(:ids))"
-ARGUMENTS: Final = """
-UPDATE treadle_payloads SET codec = :codec, data = :data, version = :version
-WHERE job_id IN (SELECT value FROM json_each(:ids))
-"""
-CANCEL: Final = """
-UPDATE treadle_jobs SET state = 9, reason = :reason, finished_at = :now
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
+RETRIABLE: Final = frozenset({S.HELD, S.FAILED, S.CANCELLED})
+DUE_LATER: Final = frozenset({S.SCHEDULED, S.READY})
+NOT_ENDED: Final = NOT_BEGUN | {S.RUNNING}
+NOT_RUNNING: Final = frozenset(S) - {S.RUNNING}
+
+
+def _codes(states: frozenset[JobState]) -> str:
+    return ", ".join(str(code) for code in sorted(state.code for state in states))
+
+
+def _update(what: str, states: frozenset[JobState]) -> Sql:
+    """A guarded UPDATE of jobs by id; the ids travel as one list."""
+    return Sql(lambda d: f"""
+UPDATE treadle_jobs SET {what} WHERE id IN ({d.ints("ids")}) AND state IN ({_codes(states)})
+""")
+
+
+RETRY: Final = _update(
+    "state = 3, failures = 0, crashes = 0, reason = NULL, due_at = :now, finished_at = NULL, expires_at = NULL",
+    RETRIABLE,
+)
+FORGET_IMMEDIATES: Final = Sql(lambda d: f"DELETE FROM treadle_immediates WHERE job_id IN ({d.ints('ids')})")
+ARGUMENTS: Final = Sql(lambda d: f"""
+UPDATE treadle_payloads SET codec = :codec, data = :data, version = :version WHERE job_id IN ({d.ints("ids")})
+""")
+CANCEL: Final = _update("state = 9, reason = :reason, finished_at = :now", NOT_BEGUN)
 # Asked once: a second wish does not hide who was first.
-ASK_TO_STOP: Final = """
-UPDATE treadle_jobs SET cancel_reason = coalesce(cancel_reason, :reason)
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 5
-"""
-RESCHEDULE: Final = """
-UPDATE treadle_jobs SET state = CASE WHEN coalesce(:due_at, :now + :delay) > :now THEN 2 ELSE 3 END,
-    due_at = coalesce(:due_at, :now + :delay)
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
-SET_PRIORITY: Final = """
-UPDATE treadle_jobs SET priority = :priority
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
-MOVE: Final = """
-UPDATE treadle_jobs SET queue = :queue
-WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
-DELETE: Final = """
-DELETE FROM treadle_jobs WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})
-"""
-TAKE_OUT: Final = """
-DELETE FROM treadle_jobs WHERE id = :id AND state IN ({states})
+ASK_TO_STOP: Final = _update("cancel_reason = coalesce(cancel_reason, :reason)", frozenset({S.RUNNING}))
+DUE_AT: Final = "coalesce(CAST(:due_at AS BIGINT), :now + :delay)"
+RESCHEDULE: Final = _update(f"state = CASE WHEN {DUE_AT} > :now THEN 2 ELSE 3 END, due_at = {DUE_AT}", DUE_LATER)
+SET_PRIORITY: Final = _update("priority = :priority", NOT_ENDED)
+MOVE: Final = _update("queue = :queue", NOT_BEGUN)
+DELETE: Final = Sql(lambda d: f"""
+DELETE FROM treadle_jobs WHERE id IN ({d.ints("ids")}) AND state IN ({_codes(NOT_RUNNING)})
+""")
+TAKE_OUT: Final = f"""
+DELETE FROM treadle_jobs WHERE id = :id AND state IN ({_codes(NOT_BEGUN)})
     AND EXISTS (SELECT 1 FROM treadle_payloads WHERE job_id = :id AND codec = :codec AND data = :data)
 """
+# Where several may write at once: a job must not slip from one statement's states into another's between them.
+KEEP: Final = Sql(lambda d: f"SELECT id FROM treadle_jobs WHERE id IN ({d.ints('ids')}) ORDER BY id {d.for_update}")
 
 
 class Arguments(NamedTuple):
@@ -82,59 +84,54 @@ class Change(NamedTuple):
         token: how the bell rings afterwards.
     """
 
-    statements: tuple[str, ...]
+    statements: tuple[Sql, ...]
     states: frozenset[JobState]
     values: Mapping[str, object]
     refusal: str
-    then: tuple[str, ...] = ()
+    then: tuple[Sql, ...] = ()
     token: bytes = b"r"
 
 
 def retry(arguments: Arguments | None = None) -> Change:
     """Ready again with the whole budget, its history kept; with other arguments when given."""
-    states = frozenset({S.HELD, S.FAILED, S.CANCELLED})
     refusal = "retried; only failed, held and cancelled jobs can be"
     if arguments is None:
-        return Change((_sql(RETRY, states),), states, {}, refusal, (FORGET_IMMEDIATES,))
-    then = (FORGET_IMMEDIATES, ARGUMENTS)
-    return Change((_sql(RETRY, states),), states, arguments._asdict(), refusal, then)
+        return Change((RETRY,), RETRIABLE, {}, refusal, (FORGET_IMMEDIATES,))
+    return Change((RETRY,), RETRIABLE, arguments._asdict(), refusal, (FORGET_IMMEDIATES, ARGUMENTS))
 
 
 def cancel(reason: str) -> Change:
     """Called off; an attempt that runs is asked to stop."""
-    states = NOT_BEGUN | {S.RUNNING}
-    statements = (_sql(CANCEL, NOT_BEGUN), ASK_TO_STOP)
-    return Change(statements, states, {"reason": reason}, "cancelled; it has ended", token=b"c")
+    return Change((CANCEL, ASK_TO_STOP), NOT_ENDED, {"reason": reason}, "cancelled; it has ended", token=b"c")
 
 
 def reschedule(due_at: int | None = None, delay: int = 0) -> Change:
     """Due at another moment, or after a delay from now (microseconds)."""
-    states = frozenset({S.SCHEDULED, S.READY})
     refusal = "rescheduled; only scheduled and ready jobs can be"
-    return Change((_sql(RESCHEDULE, states),), states, {"due_at": due_at, "delay": delay}, refusal)
+    return Change((RESCHEDULE,), DUE_LATER, {"due_at": due_at, "delay": delay}, refusal)
 
 
 def set_priority(priority: int) -> Change:
     """Of another priority; for a running job it counts from its next attempt on."""
-    states = NOT_BEGUN | {S.RUNNING}
-    return Change((_sql(SET_PRIORITY, states),), states, {"priority": priority}, "given a priority; it has ended")
+    return Change((SET_PRIORITY,), NOT_ENDED, {"priority": priority}, "given a priority; it has ended")
 
 
 def move(queue: str) -> Change:
     """In another queue."""
     refusal = "moved; only jobs that have not begun can be"
-    return Change((_sql(MOVE, NOT_BEGUN),), NOT_BEGUN, {"queue": queue}, refusal)
+    return Change((MOVE,), NOT_BEGUN, {"queue": queue}, refusal)
 
 
 def delete() -> Change:
     """Gone, with its history."""
-    states = frozenset(S) - {S.RUNNING}
-    return Change((_sql(DELETE, states),), states, {}, "deleted; cancel it first")
+    return Change((DELETE,), NOT_RUNNING, {}, "deleted; cancel it first")
 
 
 def apply(session: Session, change: Change, ids: Sequence[int]) -> int:
     """Make *change* to those of *ids* for which it is legal; how many were changed is returned."""
     values = {**change.values, "ids": msgspec.json.encode(list(ids)).decode(), "now": session.clock.now()}
+    if session.dialect.shares_rows:
+        session.rows(KEEP, values)
     changed = sum(session.change(sql, values) for sql in change.statements)
     if changed:
         for sql in change.then:
@@ -160,7 +157,7 @@ def take_out(session: Session, job_id: int, expected: Arguments) -> bool:
     """Delete a job that has not begun and still has these arguments; False when it is not so any more."""
     values = {"id": job_id, "codec": expected.codec, "data": expected.data}
     session.settle()
-    return bool(session.change(_sql(TAKE_OUT, NOT_BEGUN), values))
+    return bool(session.change(TAKE_OUT, values))
 
 
 def refused(session: Session, job_id: int, what: str) -> JobNotFound | JobStateError:
@@ -171,8 +168,3 @@ def refused(session: Session, job_id: int, what: str) -> JobNotFound | JobStateE
     state = STATES[row[0]]
     since = f" since {to_datetime(row[1]):%Y-%m-%d %H:%M:%S} UTC" if state is JobState.RUNNING else ""
     return JobStateError(f"Job {job_id} is {state}{since} and cannot be {what}.")
-
-
-def _sql(text: str, states: frozenset[JobState]) -> str:
-    return text.format(states=", ".join(str(state.code) for state in sorted(states, key=lambda one: one.code)))
-

@@ -9,7 +9,7 @@ import msgspec
 
 from treadle import defaults
 from treadle.model.job import Claimed
-from treadle.store.dialect import SQLITE, SQLITE_HEX
+from treadle.store.dialect import Dialect, Sql
 from treadle.store.ops.heads import ready_queues
 from treadle.store.ops.pauses import in_force
 from treadle.store.ops.sequences import burn
@@ -19,57 +19,65 @@ INLINE_MOST: Final = 16_384
 """Arguments up to this size come with the claim; larger ones are read when their attempt starts."""
 PROMOTE_LEAST: Final = 500
 
-NEXT_DUE: Final = "SELECT min(due_at) FROM treadle_jobs INDEXED BY treadle_jobs_scheduled WHERE state = 2"
+NEXT_DUE: Final = Sql(lambda d: f"""
+SELECT min(due_at) FROM treadle_jobs {d.index("treadle_jobs_scheduled")} WHERE state = 2
+""")
 # One million jobs due at once must not stall the writer for seconds: each claim promotes a slice, in due order.
-PROMOTE: Final = """
-UPDATE treadle_jobs SET state = 3 WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_scheduled
-    WHERE state = 2 AND due_at <= :now ORDER BY due_at LIMIT :most)
-"""
+PROMOTE: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET state = 3 WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_scheduled")}
+    WHERE state = 2 AND due_at <= :now ORDER BY due_at LIMIT :most {d.taken}
+""")
 # One row, not one per job: each fetched row would hand the interpreter lock over (19 ms against 4 ms
 # for 200 jobs beside a busy event loop).
-PICK: Final = """
-SELECT json_group_array(json_array(
-        id, task, attempt + 1, failures, crashes, priority, due_at, enqueued_at, codec, size, extra, version)),
-    {joined}
+ORDER: Final = "priority DESC, due_at, id"
+
+
+def _pick_sql(d: Dialect, *, some_expired: bool) -> str:
+    # Only while some job that has not begun is past its expiry: every row costs a look at one more column then.
+    fresh = "AND (expires_at IS NULL OR expires_at > :now)" if some_expired else ""
+    columns = d.row_of(
+        "id", "task", "attempt + 1", "failures", "crashes", "priority", "due_at", "enqueued_at", "codec", "size",
+        "extra", "version",
+    )  # fmt: skip
+    return f"""
+SELECT {d.list_of(columns, ORDER)}, {d.joined_blobs("data", ORDER)}
 FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_at, j.enqueued_at,
         coalesce(p.codec, '') AS codec, length(p.data) AS size, p.extra, coalesce(p.version, 1) AS version,
-        CASE WHEN length(p.data) <= 16384 THEN p.data ELSE x'' END AS data
+        CASE WHEN length(p.data) <= 16384 THEN p.data ELSE {d.empty_blob} END AS data
     FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at
-        FROM treadle_jobs INDEXED BY treadle_jobs_ready
-        WHERE state = 3 AND queue = :queue AND task IN (SELECT value FROM json_each(:tasks)){fresh}
-        ORDER BY priority DESC, due_at, id LIMIT :most) j
-    LEFT JOIN treadle_payloads p ON p.job_id = j.id)
+        FROM treadle_jobs {d.index("treadle_jobs_ready")}
+        WHERE state = 3 AND queue = :queue AND task IN ({d.texts("tasks")}) {fresh}
+        ORDER BY {ORDER} LIMIT :most {d.skip_locked}) j
+    LEFT JOIN treadle_payloads p ON p.job_id = j.id) picked
 """
-# Only while some job that has not begun is past its expiry: every row costs a look at one more column then.
-FRESH: Final = " AND (expires_at IS NULL OR expires_at > :now)"
-PICKS: Final = {
-    (dialect, some_expired): PICK.format(joined=dialect.joined_blob, fresh=FRESH if some_expired else "")
-    for dialect in (SQLITE, SQLITE_HEX) for some_expired in (False, True)
-}  # fmt: skip
+
+
+PICK: Final = Sql(lambda d: _pick_sql(d, some_expired=False))
+PICK_FRESH: Final = Sql(lambda d: _pick_sql(d, some_expired=True))
 # CROSS JOIN pins the order: without it an analysed file may scan the table once per id.
-TAKE: Final = """
+TAKE: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs SET state = 5, attempt = attempt + 1, lease = :lease + taken.place, epoch = :epoch,
     started_at = :now, finished_at = NULL, reason = NULL, cancel_reason = NULL, crash_cap = :cap
-FROM (SELECT e.key AS place, j.id FROM json_each(:ids) e CROSS JOIN treadle_jobs j WHERE j.id = e.value) taken
+FROM (SELECT e.place, j.id FROM {d.numbered("ids")} e CROSS JOIN treadle_jobs j WHERE j.id = e.value) taken
 WHERE treadle_jobs.id = taken.id
-"""
+""")
 # Written with the lease: whoever rescues the job need not know its task.
-CRASH_CAPS: Final = """
-UPDATE treadle_jobs SET crash_cap = (SELECT c.value FROM json_each(:caps) c WHERE c.key = treadle_jobs.task)
-WHERE id IN (SELECT value FROM json_each(:ids)) AND task IN (SELECT key FROM json_each(:caps))
-"""
-EXPIRED: Final = """
-SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_expiring
+CRASH_CAPS: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET crash_cap = (SELECT c.value FROM {d.named("caps")} c WHERE c.key = treadle_jobs.task)
+WHERE id IN ({d.ints("ids")}) AND task IN (SELECT c.key FROM {d.named("caps")} c)
+""")
+EXPIRED: Final = Sql(lambda d: f"""
+SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_expiring")}
 WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now LIMIT 1
-"""
-EXPIRE: Final = """
+""")
+EXPIRE: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs SET state = 9, finished_at = :now,
     reason = 'expired: not started before its time ran out' || coalesce(' (' || reason || ')', '')
-WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_expiring
-    WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500)
-"""
+WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_expiring")}
+    WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500 {d.taken}
+""")
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
 
@@ -164,7 +172,7 @@ def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
 
 def _pick(session: Session, request: ClaimRequest, queue: str, most: int, expired_at: int | None) -> _Pick:
     values = {"queue": queue, "tasks": request.tasks, "most": most, "now": expired_at}
-    found = session.row(PICKS[session.dialect, expired_at is not None], values)
+    found = session.row(PICK if expired_at is None else PICK_FRESH, values)
     assert found is not None
     return _Pick(queue, _ROWS.decode(found[0]), session.dialect.joined(found[1]))
 
@@ -172,7 +180,7 @@ def _pick(session: Session, request: ClaimRequest, queue: str, most: int, expire
 def _take(session: Session, picks: Sequence[_Pick], request: ClaimRequest, now: int) -> list[Claimed]:
     """Mark what was picked as running. The leases are burned here: undone with us, nobody has seen them."""
     ids = [row[0] for pick in picks for row in pick.rows]
-    lease = burn(session, "lease", len(ids))
+    lease = burn(session, "lease", len(ids))[0]
     text = _json(ids)
     session.change(
         TAKE, {"lease": lease, "epoch": request.epoch, "ids": text, "now": now, "cap": defaults.CRASH_CAP}

@@ -12,6 +12,8 @@ import msgspec
 from treadle.clock import to_datetime, to_micros
 from treadle.model.extra import meta_of
 from treadle.model.job import OUTCOMES, STATES, Attempt, JobFilter, JobRecord, JobState, Page, Progress, Usage
+from treadle.store.dialect import Dialect, Sql
+from treadle.store.ops.claim import NEXT_DUE
 from treadle.store.session import Row, Session
 
 MOST_ID: Final = (1 << 63) - 1
@@ -20,7 +22,6 @@ ATTEMPTS_MOST: Final = 200
 MOMENTS: Final = {
     "enqueued_after": "enqueued_at >=", "enqueued_before": "enqueued_at <", "ended_before": "finished_at <",
 }  # fmt: skip
-_IDS: Final = msgspec.json.Decoder(list[int])
 
 COLUMNS: Final = """
 j.id, j.task, j.queue, j.state, j.priority, j.due_at, j.enqueued_at, j.attempt, j.failures, j.crashes,
@@ -33,8 +34,7 @@ SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = 
 WHERE {{conditions}} ORDER BY j.id DESC LIMIT :most
 """
 IDS: Final = """
-SELECT json_group_array(id) FROM (
-    SELECT j.id FROM treadle_jobs j WHERE {conditions} AND j.id > :after AND j.id <= :newest ORDER BY j.id LIMIT :most)
+SELECT j.id FROM treadle_jobs j WHERE {conditions} AND j.id > :after AND j.id <= :newest ORDER BY j.id LIMIT :most
 """
 NEWEST: Final = "SELECT coalesce(max(id), 0) FROM treadle_jobs"
 COUNT: Final = "SELECT count(*) FROM treadle_jobs j WHERE {conditions}"
@@ -53,8 +53,7 @@ TAGS: Final = "SELECT tag FROM treadle_tags WHERE job_id = ? ORDER BY tag"
 PROGRESS: Final = "SELECT fraction, message, updated_at FROM treadle_progress WHERE job_id = ?"
 COUNTS: Final = "SELECT queue, state, count(*) FROM treadle_jobs GROUP BY queue, state"
 QUEUES: Final = "SELECT name, max_length, when_full FROM treadle_queues"
-NEXT_DUE: Final = "SELECT min(due_at) FROM treadle_jobs INDEXED BY treadle_jobs_scheduled WHERE state = 2"
-STATES_OF: Final = "SELECT id, state FROM treadle_jobs WHERE id IN (SELECT value FROM json_each(:ids))"
+STATES_OF: Final = Sql(lambda d: f"SELECT id, state FROM treadle_jobs WHERE id IN ({d.ints('ids')})")
 ENDING: Final = """
 SELECT j.state, j.reason, r.codec, r.data,
     (SELECT a.message FROM treadle_attempts a WHERE a.job_id = j.id ORDER BY a.seq DESC LIMIT 1)
@@ -116,14 +115,14 @@ def ids(
     session: Session, which: JobFilter, states: Iterable[JobState], after: int, newest: int, most: int
 ) -> list[int]:
     """Ids of matching jobs in *states*, oldest first: the next *most* after one id, up to another."""
-    conditions, values = _conditions(_within(which, states))
+    conditions, values = _conditions(_within(which, states), session.dialect)
     sql = IDS.format(conditions=" AND ".join(conditions))
-    return _IDS.decode(session.value(sql, values | {"after": after, "newest": newest, "most": most}))
+    return [number for (number,) in session.rows(sql, values | {"after": after, "newest": newest, "most": most})]
 
 
 def count(session: Session, which: JobFilter, states: Iterable[JobState]) -> int:
     """How many jobs match and are in one of *states*."""
-    conditions, values = _conditions(_within(which, states))
+    conditions, values = _conditions(_within(which, states), session.dialect)
     return int(session.value(COUNT.format(conditions=" AND ".join(conditions)), values))
 
 
@@ -136,12 +135,12 @@ def find(session: Session, which: JobFilter, before: int | None, most: int) -> P
         before: only ids below this one: ``Page.next`` of the page before.
         most: page size, 1 to 500.
     """
-    conditions, values = _conditions(which)
+    conditions, values = _conditions(which, session.dialect)
     if before is not None:
         conditions.append("j.id < :before")
         values["before"] = max(-MOST_ID, min(before, MOST_ID))
     most = max(1, min(most, PAGE_MOST))
-    sql = MANY.format(conditions=" AND ".join(conditions) or "1")
+    sql = MANY.format(conditions=" AND ".join(conditions) or "1 = 1")
     rows = session.rows(sql, values | {"most": most})
     return Page(jobs=tuple(_record(row) for row in rows), next=rows[-1][0] if len(rows) == most else None)
 
@@ -187,11 +186,11 @@ def _listed(ids: Sequence[int]) -> str:
     return msgspec.json.encode([number for number in ids if is_possible(number)]).decode()
 
 
-def _conditions(which: JobFilter) -> tuple[list[str], dict[str, Any]]:
+def _conditions(which: JobFilter, dialect: Dialect) -> tuple[list[str], dict[str, Any]]:
     conditions: list[str] = []
     values: dict[str, Any] = {}
     if which.ids:
-        conditions.append("j.id IN (SELECT value FROM json_each(:ids))")
+        conditions.append(f"j.id IN ({dialect.ints('ids')})")
         values["ids"] = _listed(which.ids)
     if which.states:
         # Codes are written out: a bound value could not use the partial indexes.

@@ -15,35 +15,36 @@ import msgspec
 from treadle import defaults
 from treadle.errors import QueueFull
 from treadle.model.job import JobState, NewJob, Options
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 
 LENGTH_BITS: Final = 31
 SLICE_BYTES: Final = 32_000_000
 
-JOBS: Final = """
+JOBS: Final = Sql(lambda d: f"""
 INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at, expires_at)
-SELECT CAST(key AS INTEGER), :queue, :task, :state, :priority, :due_at, :now, :expires_at FROM json_each(:placed)
-"""
-PAYLOADS: Final = """
+SELECT key, :queue, :task, :state, :priority, :due_at, :now, CAST(:expires_at AS BIGINT) FROM {d.pairs("placed")} e
+""")
+PAYLOADS: Final = Sql(lambda d: f"""
 INSERT INTO treadle_payloads (job_id, codec, data, extra, version)
-SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x''), :extra,
-    :version
-FROM json_each(:placed)
-"""
+SELECT key, :codec, {d.slice("blob", "value")}, :extra, :version FROM {d.pairs("placed")} e
+""")
 ONE_PAYLOAD: Final = "INSERT INTO treadle_payloads (job_id, codec, data, extra, version) VALUES (?, ?, ?, ?, ?)"
 ONE_JOB: Final = """
 INSERT INTO treadle_jobs (id, queue, task, state, priority, due_at, enqueued_at, expires_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-TAGS: Final = """
+TAGS: Final = Sql(lambda d: f"""
 INSERT INTO treadle_tags (tag, job_id)
-SELECT t.value, CAST(p.key AS INTEGER) FROM json_each(:placed) p CROSS JOIN json_each(:tags) t
-"""
+SELECT t.value, p.key FROM {d.pairs("placed")} p CROSS JOIN ({d.texts("tags")}) t
+""")
 CAPS: Final = "SELECT name, max_length, when_full FROM treadle_queues WHERE max_length IS NOT NULL"
-LENGTH: Final = """
+# Where several may write at once, producers of a capped queue take turns, or together they would exceed its cap.
+TURN: Final = Sql(lambda d: f"SELECT 1 FROM treadle_queues WHERE name = :queue {d.for_update}")
+LENGTH: Final = Sql(lambda d: f"""
 SELECT count(*) FROM (
-    SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3 AND queue = :queue LIMIT :most)
-"""
+    SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_ready")} WHERE state = 3 AND queue = :queue LIMIT :most) AS first
+""")
 
 
 def insert(session: Session, jobs: Sequence[NewJob], ids: Sequence[int]) -> None:
@@ -78,6 +79,8 @@ def check_caps(session: Session, jobs: Sequence[NewJob]) -> None:
         coming = sum(1 for job in jobs if job.options.queue == queue)
         if not coming:
             continue
+        if session.dialect.shares_rows:
+            session.row(TURN, {"queue": queue})
         length = session.value(LENGTH, {"queue": queue, "most": most})
         if length + coming > most:
             raise QueueFull(

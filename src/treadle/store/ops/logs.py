@@ -9,19 +9,20 @@ import msgspec
 
 from treadle.clock import to_datetime
 from treadle.model.job import LogLine, LogRecord
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 
 PAGE_MOST: Final = 1000
 
 # One row per line: lease, logged_at, level, source, text.
-WRITE: Final = """
+WRITE: Final = Sql(lambda d: f"""
 INSERT INTO treadle_logs (job_id, lease, logged_at, level, source, text)
-SELECT j.id, j.lease, json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]'), json_extract(e.value, '$[3]'),
-    json_extract(e.value, '$[4]')
-FROM json_each(:lines) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
-WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]')
-ORDER BY e.key
-"""
+SELECT j.id, j.lease, {d.item("e.value", 1)}, {d.item("e.value", 2)}, {d.item("e.value", 3, "text")},
+    {d.item("e.value", 4, "text")}
+FROM {d.rows("lines")} e CROSS JOIN treadle_jobs j {d.index("treadle_jobs_running")}
+WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)}
+ORDER BY e.place
+""")
 OF_JOB: Final = """
 SELECT seq, job_id, lease, logged_at, level, source, text FROM treadle_logs
 WHERE job_id = :job AND seq > :after ORDER BY seq LIMIT :most

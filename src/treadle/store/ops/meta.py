@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from treadle.store.dialect import Sql
 from treadle.store.ops.rescue import rescue
 from treadle.store.session import Session
 
 GET: Final = "SELECT value FROM treadle_meta WHERE name = ?"
-SET: Final = "INSERT OR REPLACE INTO treadle_meta (name, value) VALUES (?, ?)"
+SET: Final = """
+INSERT INTO treadle_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
 UNSET: Final = "DELETE FROM treadle_meta WHERE name = ?"
-EPOCHS: Final = "SELECT DISTINCT epoch FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5"
+EPOCHS: Final = Sql(lambda d: f"""
+SELECT DISTINCT epoch FROM treadle_jobs {d.index("treadle_jobs_running")} WHERE state = 5
+""")
 FORGET_WORKERS: Final = "DELETE FROM treadle_workers"
 DECLARE: Final = """
 INSERT INTO treadle_queues (name, max_length, when_full) VALUES (:name, :max_length, :when_full)

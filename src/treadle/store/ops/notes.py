@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.errors import LeaseLost
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 
-PROGRESS: Final = """
-INSERT OR REPLACE INTO treadle_progress (job_id, fraction, message, updated_at)
-SELECT id, :fraction, :message, :now FROM treadle_jobs INDEXED BY treadle_jobs_running
-WHERE state = 5 AND lease = :lease
-"""
-CHECKPOINT: Final = """
-INSERT OR REPLACE INTO treadle_checkpoints (job_id, codec, data, updated_at)
-SELECT id, :codec, :data, :now FROM treadle_jobs INDEXED BY treadle_jobs_running
-WHERE state = 5 AND lease = :lease
-"""
+PROGRESS: Final = Sql(lambda d: f"""
+INSERT INTO treadle_progress (job_id, fraction, message, updated_at)
+SELECT id, :fraction, :message, :now FROM treadle_jobs {d.index("treadle_jobs_running")}
+WHERE state = 5 AND lease = :lease {d.for_update}
+ON CONFLICT (job_id) DO UPDATE
+SET fraction = excluded.fraction, message = excluded.message, updated_at = excluded.updated_at
+""")
+CHECKPOINT: Final = Sql(lambda d: f"""
+INSERT INTO treadle_checkpoints (job_id, codec, data, updated_at)
+SELECT id, :codec, :data, :now FROM treadle_jobs {d.index("treadle_jobs_running")}
+WHERE state = 5 AND lease = :lease {d.for_update}
+ON CONFLICT (job_id) DO UPDATE SET codec = excluded.codec, data = excluded.data, updated_at = excluded.updated_at
+""")
 LAST_CHECKPOINT: Final = "SELECT codec, data FROM treadle_checkpoints WHERE job_id = ?"
 
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from treadle.clock import to_datetime
 from treadle.model.job import Pause
+from treadle.store.dialect import Sql
 from treadle.store.ops.heads import heads
 from treadle.store.session import Session
 
@@ -26,29 +27,29 @@ ALL: Final = "SELECT kind, name, paused_at, paused_by, reason, until_at FROM tre
 IN_FORCE: Final = "SELECT kind, name FROM treadle_pauses WHERE until_at IS NULL OR until_at > :now"
 OVER: Final = "SELECT kind, name FROM treadle_pauses WHERE until_at <= :now"
 # Slices, so that a pause of a million jobs does not keep the write lock.
-PARK: Final = """
-UPDATE treadle_jobs SET state = 4, reason = :reason WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_ready
-    WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000)
-"""
+PARK: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET state = 4, reason = :reason WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_ready")}
+    WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000 {d.taken}
+""")
 # Loose index scan: one seek for each task that has blocked jobs, however many they are.
-BLOCKED_TASKS: Final = """
+BLOCKED_TASKS: Final = Sql(lambda d: f"""
 WITH RECURSIVE found (task) AS (
-    SELECT (SELECT min(task) FROM treadle_jobs INDEXED BY treadle_jobs_blocked WHERE state = 4)
+    SELECT (SELECT min(task) FROM treadle_jobs {d.index("treadle_jobs_blocked")} WHERE state = 4)
     UNION ALL
-    SELECT (SELECT min(task) FROM treadle_jobs INDEXED BY treadle_jobs_blocked WHERE state = 4 AND task > found.task)
+    SELECT (SELECT min(task) FROM treadle_jobs {d.index("treadle_jobs_blocked")} WHERE state = 4 AND task > found.task)
     FROM found WHERE found.task IS NOT NULL)
 SELECT task FROM found WHERE task IS NOT NULL
-"""
-PARKED: Final = """
-SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_blocked
-WHERE state = 4 AND task = :task AND reason GLOB 'task paused*' LIMIT 1
-"""
-UNPARK: Final = """
-UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_blocked
-    WHERE state = 4 AND task = :task AND reason GLOB 'task paused*' LIMIT 1000)
-"""
+""")
+PARKED: Final = Sql(lambda d: f"""
+SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_blocked")}
+WHERE state = 4 AND task = :task AND reason LIKE 'task paused%' LIMIT 1
+""")
+UNPARK: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_blocked")}
+    WHERE state = 4 AND task = :task AND reason LIKE 'task paused%' LIMIT 1000 {d.taken}
+""")
 
 
 class Paused(NamedTuple):

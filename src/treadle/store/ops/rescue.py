@@ -7,36 +7,42 @@ from typing import Final
 
 import msgspec
 
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 
-CRASHED_HISTORY: Final = """
+# Where several may write at once: nobody settles one of these between the statements below.
+TAKE_HOLD: Final = Sql(lambda d: f"""
+SELECT id FROM treadle_jobs {d.index("treadle_jobs_running")} WHERE state = 5 AND epoch = :epoch
+ORDER BY id {d.for_update}
+""")
+CRASHED_HISTORY: Final = Sql(lambda d: f"""
 INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at, message)
 SELECT id, lease, attempt, :worker, 8, started_at, :now, :why
-FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5 AND epoch = :epoch
-"""
+FROM treadle_jobs {d.index("treadle_jobs_running")} WHERE state = 5 AND epoch = :epoch
+""")
 # A crash leaves the retry budget alone but has its own cap, written by the claim: at it the job is held with the
 # reason. Work that must not be repeated blindly has the cap 0. Who was asked to stop gets no other attempt.
-RESCUE: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+RESCUE: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NOT NULL THEN 9 WHEN crashes + 1 >= crash_cap THEN 6 ELSE 3 END,
     reason = CASE WHEN cancel_reason IS NOT NULL THEN cancel_reason
         WHEN crash_cap = 0 THEN 'outcome unknown: its process ended while it ran, and on_crash is "hold"'
         WHEN crashes + 1 >= crash_cap
         THEN 'crash cap: its attempts ended with their process ' || (crashes + 1) || ' times' END,
-    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN :now END,
+    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END,
     crashes = crashes + 1, lease = NULL, cancel_reason = NULL
 WHERE state = 5 AND epoch = :epoch
-"""
-RETURN: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+""")
+RETURN: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NULL THEN 3 ELSE 9 END, reason = cancel_reason,
-    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN :now END, lease = NULL, cancel_reason = NULL
-WHERE state = 5 AND epoch = :epoch AND lease NOT IN (SELECT value FROM json_each(:begun))
-"""
-ORPHANS: Final = """
-SELECT DISTINCT epoch FROM treadle_jobs INDEXED BY treadle_jobs_running
+    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END, lease = NULL, cancel_reason = NULL
+WHERE state = 5 AND epoch = :epoch AND lease NOT IN ({d.ints("begun")})
+""")
+ORPHANS: Final = Sql(lambda d: f"""
+SELECT DISTINCT epoch FROM treadle_jobs {d.index("treadle_jobs_running")}
 WHERE state = 5 AND epoch NOT IN (SELECT epoch FROM treadle_workers)
-"""
+""")
 LEAVE: Final = "DELETE FROM treadle_workers WHERE slot = :slot AND epoch = :epoch"
 
 
@@ -54,6 +60,8 @@ def rescue(session: Session, epoch: int, worker: str, why: str, begun: Sequence[
         How many jobs were taken back.
     """
     now, untouched = session.clock.now(), 0
+    if session.dialect.shares_rows:
+        session.rows(TAKE_HOLD, {"epoch": epoch})
     if begun is not None:
         begun_json = msgspec.json.encode(begun).decode()
         untouched = session.change(RETURN, {"epoch": epoch, "begun": begun_json, "now": now})

@@ -14,73 +14,80 @@ import msgspec
 
 from treadle.model.job import JobState
 from treadle.model.settle import Transition, called_off
+from treadle.store.dialect import Sql
 from treadle.store.ops import logs
 from treadle.store.ops.insert import insert_accepted, placed
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
 
-SUCCEEDED_HISTORY: Final = """
+SUCCEEDED_HISTORY: Final = Sql(lambda d: f"""
 INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at)
-SELECT j.id, j.lease, j.attempt, :worker, 1, json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]')
-FROM json_each(:times) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
-WHERE j.state = 5 AND j.lease = CAST(e.key AS INTEGER)
-"""
-LIVE: Final = """
-SELECT json_group_array(json_array(lease, cancel_reason)) FROM treadle_jobs INDEXED BY treadle_jobs_running
-WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
-"""
-SUCCEED: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+SELECT j.id, j.lease, j.attempt, :worker, 1, {d.item("e.value", 1)}, {d.item("e.value", 2)}
+FROM {d.rows("times")} e CROSS JOIN treadle_jobs j {d.index("treadle_jobs_running")}
+WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)}
+""")
+LIVE: Final = Sql(lambda d: f"""
+SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
+    SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
+    WHERE state = 5 AND lease IN ({d.ints("leases")})) live
+""")
+# The same where several may write at once: whoever judges leases keeps their rows until the end.
+OWN: Final = Sql(lambda d: f"""
+SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
+    SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
+    WHERE state = 5 AND lease IN ({d.ints("leases")}) ORDER BY id {d.for_update}) own
+""")
+SUCCEED: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = 7, finished_at = :now, lease = NULL
-WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
-"""
+WHERE state = 5 AND lease IN ({d.ints("leases")})
+""")
 EXPLAIN_MISSING_RESULT: Final = "UPDATE treadle_jobs SET reason = :reason WHERE id = :id"
-RESULTS: Final = """
-INSERT OR REPLACE INTO treadle_results (job_id, codec, data)
-SELECT CAST(key AS INTEGER), :codec, coalesce(substr(:blob, (value >> 31) + 1, value & 2147483647), x'')
-FROM json_each(:placed)
-"""
+RESULTS: Final = Sql(lambda d: f"""
+INSERT INTO treadle_results (job_id, codec, data)
+SELECT key, :codec, {d.slice("blob", "value")} FROM {d.pairs("placed")} e WHERE key > 0
+ON CONFLICT (job_id) DO UPDATE SET codec = excluded.codec, data = excluded.data
+""")
 # One row per transition: lease, state, due_at, failed, reason, finished_at, outcome, started_at, error_type,
 # message, traceback, history, crashed.
-HISTORY: Final = """
+HISTORY: Final = Sql(lambda d: f"""
 INSERT INTO treadle_attempts
     (job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback)
-SELECT j.id, j.lease, j.attempt, :worker, json_extract(e.value, '$[6]'), json_extract(e.value, '$[7]'),
-    json_extract(e.value, '$[5]'), json_extract(e.value, '$[8]'), json_extract(e.value, '$[9]'),
-    json_extract(e.value, '$[10]')
-FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
-WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]') AND json_extract(e.value, '$[11]')
-"""
-# Materialized: flattened into the UPDATE, the planner scans every job once per row.
-MOVE: Final = """
+SELECT j.id, j.lease, j.attempt, :worker, {d.item("e.value", 6)}, {d.item("e.value", 7)}, {d.item("e.value", 5)},
+    {d.item("e.value", 8, "text")}, {d.item("e.value", 9, "text")}, {d.item("e.value", 10, "text")}
+FROM {d.rows("rows")} e CROSS JOIN treadle_jobs j {d.index("treadle_jobs_running")}
+WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)} AND {d.item("e.value", 11)} = 1
+""")
+# Materialized: flattened into the UPDATE, SQLite's planner scans every job once per row.
+MOVE: Final = Sql(lambda d: f"""
 WITH moved AS MATERIALIZED (
-    SELECT j.id, json_extract(e.value, '$[1]') AS state, json_extract(e.value, '$[2]') AS due_at,
-        json_extract(e.value, '$[3]') AS failed, json_extract(e.value, '$[4]') AS reason,
-        json_extract(e.value, '$[5]') AS finished_at, json_extract(e.value, '$[12]') AS crashed
-    FROM json_each(:rows) e CROSS JOIN treadle_jobs j INDEXED BY treadle_jobs_running
-    WHERE j.state = 5 AND j.lease = json_extract(e.value, '$[0]'))
+    SELECT j.id, {d.item("e.value", 1)} AS state, {d.item("e.value", 2)} AS due_at, {d.item("e.value", 3)} AS failed,
+        {d.item("e.value", 4, "text")} AS reason, {d.item("e.value", 5)} AS finished_at,
+        {d.item("e.value", 12)} AS crashed
+    FROM {d.rows("rows")} e CROSS JOIN treadle_jobs j {d.index("treadle_jobs_running")}
+    WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)})
 UPDATE treadle_jobs
 SET state = moved.state, lease = NULL, due_at = coalesce(moved.due_at, treadle_jobs.due_at),
     failures = treadle_jobs.failures + moved.failed, crashes = treadle_jobs.crashes + moved.crashed,
     reason = moved.reason, cancel_reason = NULL,
     finished_at = CASE WHEN moved.state >= 7 THEN moved.finished_at END
 FROM moved WHERE treadle_jobs.id = moved.id
-"""
+""")
 IMMEDIATE: Final = """
 INSERT INTO treadle_immediates (job_id, error_type, granted) VALUES (:job, :error_type, 1)
-ON CONFLICT (job_id, error_type) DO UPDATE SET granted = granted + 1
+ON CONFLICT (job_id, error_type) DO UPDATE SET granted = treadle_immediates.granted + 1
 """
 IMMEDIATES: Final = "SELECT error_type, granted FROM treadle_immediates WHERE job_id = ?"
 USAGE: Final = """
 UPDATE treadle_attempts SET peak_rss = :peak_rss, cpu = :cpu, exit_code = :exit_code
 WHERE job_id = :job AND lease = :lease
 """
-RELEASE: Final = """
-UPDATE treadle_jobs INDEXED BY treadle_jobs_running
+RELEASE: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NULL THEN 3 ELSE 9 END, reason = cancel_reason,
-    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN :now END, lease = NULL, cancel_reason = NULL
-WHERE state = 5 AND lease IN (SELECT value FROM json_each(:leases))
-"""
+    finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END, lease = NULL, cancel_reason = NULL
+WHERE state = 5 AND lease IN ({d.ints("leases")})
+""")
 
 _LEASES: Final = msgspec.json.Decoder(list[tuple[int, str | None]])
 
@@ -100,11 +107,13 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
     for one in transitions:
         (ended if one.state is JobState.SUCCEEDED else others).append(one)
-    times = {one.lease: (one.started_at, one.finished_at) for one in ended}
-    if len(times.keys() | {one.lease for one in others} if others else times) != len(transitions):
+    leases = {one.lease for one in transitions}
+    if len(leases) != len(transitions):
         firsts, repeated = _first_of_each(transitions)
         return sorted(repeated.union(apply(session, firsts, worker)))
-    lost = _succeed(session, ended, times, worker) if ended else set()
+    if session.dialect.shares_rows:
+        session.row(OWN, {"leases": _json(list(leases))})  # nobody rescues one of these until we have committed
+    lost = _succeed(session, ended, worker) if ended else set()
     if others:
         lost |= _move(session, others, worker)
     for one in transitions:
@@ -113,9 +122,8 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
     if follow:
         # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
-        first = burn(session, "job", len(follow))
         # Past the caps: a full queue must not undo the work that asks for these jobs.
-        insert_accepted(session, follow, range(first, first + len(follow)))
+        insert_accepted(session, follow, burn(session, "job", len(follow)))
     return sorted(lost)
 
 
@@ -146,13 +154,13 @@ def _first_of_each(transitions: Sequence[Transition]) -> tuple[list[Transition],
     return list(firsts.values()), repeated
 
 
-def _succeed(
-    session: Session, ended: list[Transition], times: dict[int, tuple[int, int]], worker: str
-) -> set[int]:
+def _succeed(session: Session, ended: list[Transition], worker: str) -> set[int]:
+    times = [(one.lease, one.started_at, one.finished_at) for one in ended]
     stored = session.change(SUCCEEDED_HISTORY, {"times": _json(times), "worker": worker})
     lost: set[int] = set()
     if stored != len(ended):
-        lost = set(times) - live(session, list(times)).keys()
+        leases = {one.lease for one in ended}
+        lost = leases - live(session, list(leases)).keys()
         ended = [one for one in ended if one.lease not in lost]
     if not ended:
         return lost

@@ -6,27 +6,27 @@ from typing import Final
 
 import msgspec
 
+from treadle.store.dialect import Sql
 from treadle.store.ops.heads import heads
 from treadle.store.session import Session
 
 UNKNOWN_TASK: Final = "unknown task"
 
-LIVE_TASKS: Final = "SELECT DISTINCT t.value FROM treadle_workers w CROSS JOIN json_each(w.tasks) t"
-HOLD: Final = """
-UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_ready
-    WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000)
-"""
-FREEABLE: Final = """
-SELECT 1 FROM treadle_jobs INDEXED BY treadle_jobs_held
-WHERE state = 6 AND reason GLOB 'unknown task*' AND task IN (SELECT value FROM json_each(:tasks)) LIMIT 1
-"""
-FREE: Final = """
-UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id IN (
-    SELECT id FROM treadle_jobs INDEXED BY treadle_jobs_held
-    WHERE state = 6 AND reason GLOB 'unknown task*'
-        AND task IN (SELECT value FROM json_each(:tasks)) LIMIT 1000)
-"""
+LIVE_TASKS: Final = Sql(lambda d: f"SELECT DISTINCT t.value FROM treadle_workers w CROSS JOIN {d.members('w.tasks')} t")
+HOLD: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_ready")}
+    WHERE state = 3 AND queue = :queue AND task = :task LIMIT 1000 {d.taken}
+""")
+FREEABLE: Final = Sql(lambda d: f"""
+SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_held")}
+WHERE state = 6 AND reason LIKE 'unknown task%' AND task IN ({d.texts("tasks")}) LIMIT 1
+""")
+FREE: Final = Sql(lambda d: f"""
+UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id {d.among}
+    SELECT id FROM treadle_jobs {d.index("treadle_jobs_held")}
+    WHERE state = 6 AND reason LIKE 'unknown task%' AND task IN ({d.texts("tasks")}) LIMIT 1000 {d.taken}
+""")
 
 
 def has_unknown(session: Session, at_heads: list[tuple[str, str]]) -> bool:

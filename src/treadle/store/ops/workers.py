@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from treadle.store.dialect import Sql
 from treadle.store.ops.rescue import leave as forget
 from treadle.store.ops.rescue import rescue
 from treadle.store.ops.unknown import free_known
@@ -14,11 +15,17 @@ from treadle.store.session import Session
 
 FIND: Final = "SELECT epoch, name FROM treadle_workers WHERE slot = ?"
 REGISTER: Final = """
-INSERT OR REPLACE INTO treadle_workers
+INSERT INTO treadle_workers
     (slot, epoch, name, host, pid, pid_started, pid_namespace, boot_id, dev, ino,
      started_at, seen_at, queues, tasks, concurrency)
 VALUES (:slot, :epoch, :name, :host, :pid, :pid_started, :pid_namespace, :boot_id, :dev, :ino,
      :now, :now, :queues, :tasks, :concurrency)
+ON CONFLICT (slot) DO UPDATE
+SET epoch = excluded.epoch, name = excluded.name, host = excluded.host, pid = excluded.pid,
+    pid_started = excluded.pid_started, pid_namespace = excluded.pid_namespace, boot_id = excluded.boot_id,
+    dev = excluded.dev, ino = excluded.ino, started_at = excluded.started_at, seen_at = excluded.seen_at,
+    queues = excluded.queues, tasks = excluded.tasks, concurrency = excluded.concurrency, orders = NULL,
+    ordered_by = NULL
 """
 SEEN: Final = """
 UPDATE treadle_workers SET seen_at = :now WHERE slot = :slot AND epoch = :epoch RETURNING coalesce(orders, '')
@@ -28,17 +35,17 @@ ORDERS_OF: Final = "SELECT coalesce(orders, '') FROM treadle_workers WHERE slot 
 ORDER: Final = """
 UPDATE treadle_workers SET orders = :orders, ordered_by = :by WHERE slot = :slot AND epoch = :epoch
 """
-CANCELLED: Final = """
-SELECT lease, cancel_reason FROM treadle_jobs INDEXED BY treadle_jobs_cancelling
+CANCELLED: Final = Sql(lambda d: f"""
+SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_cancelling")}
 WHERE state = 5 AND cancel_reason IS NOT NULL AND epoch = :epoch
-"""
-ALL: Final = """
+""")
+ALL: Final = Sql(lambda d: f"""
 SELECT w.slot, w.epoch, w.name, w.host, w.pid, w.pid_started, w.pid_namespace, w.boot_id, w.dev, w.ino,
     w.started_at, w.seen_at, w.queues, w.tasks, w.concurrency,
-    (SELECT count(*) FROM treadle_jobs j INDEXED BY treadle_jobs_running
+    (SELECT count(*) FROM treadle_jobs j {d.index("treadle_jobs_running")}
      WHERE j.state = 5 AND j.epoch = w.epoch), w.orders, w.ordered_by
 FROM treadle_workers w ORDER BY w.slot
-"""
+""")
 IDENTITIES: Final = """
 SELECT slot, epoch, name, pid, pid_started, pid_namespace, boot_id, dev, ino, seen_at
 FROM treadle_workers ORDER BY slot
