@@ -22,7 +22,8 @@ from treadle.options import check_name, on_event_loop
 from treadle.settings import Settings, load
 from treadle.store import backup
 from treadle.store.ops import meta
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 from treadle.tasks import AsyncTask, Remote, Task
 from treadle.worker.events import Event, call
 from treadle.worker.extensions import Extensions

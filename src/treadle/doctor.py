@@ -20,9 +20,10 @@ from treadle.model.job import WorkerRecord
 from treadle.store import health
 from treadle.store.migrate import migrations
 from treadle.store.ops import meta
+from treadle.store.options import StoreOptions
 from treadle.store.roster import roster
 from treadle.store.sqlite import check_version, has_wal_reset_bug
-from treadle.store.store import Store, StoreOptions
+from treadle.store.store import Store
 
 DECISIVE: Final = ("SQLite", "file system", "schema")
 START: Final = "Start a worker: treadle worker MODULE:APP"

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Final
 
 from treadle.errors import ConfigurationError, QueueFull
-from treadle.host.bells import Bell
 from treadle.model.job import NewJob
+from treadle.store.engine import Bell
 from treadle.store.store import Store
 
 ROOM_POLL: Final = 0.1
@@ -72,7 +72,7 @@ def _insert(store: Store, jobs: Sequence[NewJob]) -> Sequence[int]:
     except QueueFull as error:
         if not error.wait:
             raise
-    bell = Bell(store.waiters_path())
+    bell = store.engine.waiter_bell()
     try:
         return _insert_when_room(store, jobs, bell)
     finally:

@@ -10,11 +10,11 @@ from typing import Any, Final, TypeVar
 
 from treadle.clock import SystemClock
 from treadle.errors import JobFailed, JobNotFound, ResultNotStored, ResultTimeout
-from treadle.host.bells import Bell
 from treadle.model.codec import CodecRegistry
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import JobState
 from treadle.model.outcome import why_not_stored
+from treadle.store.engine import Bell
 from treadle.store.ops import find
 from treadle.store.session import Session
 from treadle.store.store import Store
@@ -128,7 +128,7 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
 @contextmanager
 def _bell(store: Store) -> Iterator[Bell]:
     try:
-        bell = Bell(store.waiters_path())
+        bell = store.engine.waiter_bell()
     except FileNotFoundError:
         store.read(find.next_due)  # the folder of a memory:// store goes with it: say that it is closed
         raise

@@ -263,7 +263,7 @@ def test_waiting_ends_when_the_app_is_closed(app: Treadle) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    eventually(lambda: any((app.store.waiters_path().parent).iterdir()))
+    eventually(lambda: any((app.store.engine.connections.waiters_path().parent).iterdir()))
     app.close()
     thread.join(PATIENCE)
     assert [isinstance(one, TreadleError) for one in found] == [True]

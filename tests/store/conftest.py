@@ -10,7 +10,8 @@ import pytest
 import treadle
 from store.making import START
 from treadle.clock import HeldClock
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from treadle.errors import QueueFull, StoreError, StoreFull
 from treadle.model.job import JobState, NewJob, Options
 from treadle.store.ops import meta
 from treadle.store.ops.insert import placed
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 from treadle.store.work import Insert
 
 EVERY_BYTE = bytes(range(256))

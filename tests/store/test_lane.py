@@ -12,9 +12,10 @@ import pytest
 
 from store.making import PATIENCE, SHORT, change, count, job, note, notes, put, refuse
 from treadle.errors import StoreBusy, StoreClosed, StoreError
+from treadle.store.options import StoreOptions
 from treadle.store.replies import LoopReply, deliver
 from treadle.store.session import Session
-from treadle.store.store import Store, StoreOptions
+from treadle.store.store import Store
 
 
 class Stopper:
@@ -231,7 +232,7 @@ def test_after_close_nothing_is_stored(store: Store) -> None:
     uses = [
         lambda: store.run(note("x")),
         lambda: store.submit(note("x")),
-        store.waiters_path,
+        store.engine.waiter_bell,
         lambda: store.read(lambda session: None),
         lambda: store.submit_read(lambda session: None),
         lambda: store.insert([job()]),

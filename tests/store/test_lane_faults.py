@@ -229,11 +229,11 @@ def test_a_checkpoint_that_cannot_be_made_is_no_damage(
 def test_a_checkpoint_without_a_gate_denies_nothing(file_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder of locks is gone when a checkpoint is due: what was stored just before is told as stored."""
     monkeypatch.setattr(defaults, "CHECKPOINT_FRAMES", 1)
-    side = file_store.facts.side
+    side = file_store.side
 
     def remove(_: str) -> None:
         side.rename(side.with_name("elsewhere"))
-        file_store._connections._gate.close()
+        file_store.engine.connections._gate.close()
 
     put(file_store)
     arm(remove, "insert.alone.before_told")
@@ -251,9 +251,9 @@ def test_the_next_worker_looks_first(file_store: Store, path: Path) -> None:
     arm(error("SQLITE_IOERR_FSYNC"), "insert.*before_commit")
     with pytest.raises(OutcomeUnknown):
         put(file_store)
-    mark = file_store.facts.side / "suspect"
+    mark = file_store.side / "suspect"
     assert mark.exists()
-    file_store.check_after_damage()
+    file_store.engine.check_after_damage()
     assert not mark.exists()
     assert file_store.damage is None
 
@@ -267,10 +267,10 @@ def test_a_corrupt_file_is_refused_after_a_failure(file_store: Store, path: Path
     path.write_bytes(content)
     store = Store(f"sqlite:///{path}")
     try:
-        (store.facts.side / "suspect").touch()
+        (store.side / "suspect").touch()
         with pytest.raises(StoreBroken, match=r"corrupt|malformed"):
-            store.check_after_damage()
-        assert (store.facts.side / "suspect").exists()
+            store.engine.check_after_damage()
+        assert (store.side / "suspect").exists()
     finally:
         store.close()
 

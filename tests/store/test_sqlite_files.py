@@ -17,13 +17,15 @@ from treadle.host.process import spawn_python
 from treadle.store.adoption import adopt
 from treadle.store.backup import backup
 from treadle.store.ops import meta
-from treadle.store.store import Store, StoreOptions
-from treadle.store.watch import Watch
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
+from treadle.store.watch import FileWatch
 
 PRODUCER = """
 import sys
 from treadle.model.job import NewJob, Options
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 store = Store("sqlite:///" + sys.argv[1], StoreOptions(durability="off"))
 options = Options(task="mail")
 for place in range(int(sys.argv[2])):
@@ -77,7 +79,7 @@ def test_a_checkpoint_never_outruns_a_reader(file_store: Store, path: Path) -> N
 def test_large_arguments_are_written_once(file_store: Store, outcome: object) -> None:
     """Claiming and settling a job of 900 kB writes less than 200 kB."""
     file_store.insert([job(b"x" * 900_000)])
-    file_store._connections.checkpoint()
+    file_store.engine.connections.checkpoint()
     before = log_size(file_store)
     with closing(sqlite3.connect(file_store.path)) as reader:
         reader.execute("BEGIN")
@@ -127,7 +129,7 @@ def test_an_adopted_copy_gives_back_what_ran(file_store: Store, tmp_path: Path) 
 
 def test_a_watch_sees_every_commit_of_others(file_store: Store, path: Path) -> None:
     """True at the first look, then exactly when something was committed since."""
-    watch = Watch(file_store.facts)
+    watch = FileWatch(file_store.engine.facts)
     assert watch.changed()
     assert not watch.changed()
     put(file_store)
@@ -147,7 +149,7 @@ def test_deleted_room_is_used_again(file_store: Store, clock: HeldClock) -> None
     for _ in range(6):
         file_store.insert([job(b"x" * 1000)] * 1000)
         change(file_store, "DELETE FROM treadle_jobs")
-        file_store._connections.checkpoint()
+        file_store.engine.connections.checkpoint()
         sizes.append(file_store.path.stat().st_size)
     assert sizes[-1] < sizes[1] * 1.5
 

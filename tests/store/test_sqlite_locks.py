@@ -29,8 +29,9 @@ from treadle.errors import (
     StoreUnusable,
     TransactionTooOld,
 )
+from treadle.store.options import StoreOptions
 from treadle.store.session import Session
-from treadle.store.store import Store, StoreOptions
+from treadle.store.store import Store
 
 HOLDER = """
     import sqlite3
@@ -148,7 +149,7 @@ def test_reads_go_on_while_the_lock_is_held(file_store: Store, path: Path) -> No
 def test_a_full_disk_refuses_clearly_and_recovers(file_store: Store) -> None:
     """SQLITE_FULL is StoreFull, stores nothing of the refused batch, and the store works when there is room."""
     before = put(file_store)
-    writer = file_store._connections.writer()
+    writer = file_store.engine.connections.writer()
     (pages,) = writer.execute("PRAGMA page_count").fetchone()
     (most,) = writer.execute("PRAGMA max_page_count").fetchone()
     writer.execute(f"PRAGMA max_page_count = {pages}")
@@ -164,7 +165,7 @@ def test_a_full_disk_refuses_only_what_does_not_fit(file_store: Store) -> None:
     """In one group the large operation fails and the small ones are stored."""
     put(file_store, 100)
     change(file_store, "DELETE FROM treadle_jobs")
-    writer = file_store._connections.writer()
+    writer = file_store.engine.connections.writer()
     (pages,) = writer.execute("PRAGMA page_count").fetchone()
     writer.execute(f"PRAGMA max_page_count = {pages}")
 

@@ -11,7 +11,8 @@ import pytest
 
 from store.making import PATIENCE, count, note, put
 from treadle.errors import StoreLost
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from treadle.errors import ConfigurationError, SchemaTooNew, StoreBusy, StoreUnu
 from treadle.host.process import spawn_python
 from treadle.store.migrate import Migration, migrate, migrations, pending_sql, statements, version
 from treadle.store.opening import file_of
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
 

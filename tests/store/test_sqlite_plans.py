@@ -30,7 +30,8 @@ from treadle.store.ops import (
     unknown,
     workers,
 )
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 HOT: tuple[ModuleType, ...] = (
     change, claim, heads, insert, logs, notes, pauses, prune, rescue, sequences, settle, unknown, workers,

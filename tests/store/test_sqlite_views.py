@@ -19,7 +19,8 @@ from store.making import PATIENCE, SECOND, apply, change, count, failure, get, j
 from treadle.clock import SystemClock
 from treadle.model.job import AttemptOutcome, JobState
 from treadle.store.ops import find, workers
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 DAY = 86_400 * SECOND
 VIEWS = ("job", "queue", "attempt", "stuck")

@@ -9,15 +9,12 @@ import msgspec
 from treadle import defaults
 from treadle.clock import to_datetime, to_duration
 from treadle.errors import WorkerNotFound
-from treadle.host.files import FileIdentity
-from treadle.host.locks import Probe
 from treadle.host.roll import read_roll
 from treadle.model.job import WorkerRecord
+from treadle.store.engine import Judge
 from treadle.store.ops import rescue, workers
 from treadle.store.session import Session
 from treadle.store.store import Store
-
-SLOTS = "workers"
 
 
 def roster(store: Store, session: Session) -> tuple[WorkerRecord, ...]:
@@ -25,11 +22,11 @@ def roster(store: Store, session: Session) -> tuple[WorkerRecord, ...]:
     rows = workers.every(session)
     if not rows:
         return ()
-    probe = Probe(store.facts.side / SLOTS)
+    judge = store.engine.judge()
     try:
-        return tuple(_record(row, probe, session.clock.now()) for row in rows)
+        return tuple(_record(row, judge, session.clock.now()) for row in rows)
     finally:
-        probe.close()
+        judge.close()
 
 
 def evict(store: Store, meant: Callable[[WorkerRecord], bool], why: str, session: Session) -> int:
@@ -43,14 +40,14 @@ def evict(store: Store, meant: Callable[[WorkerRecord], bool], why: str, session
         raise WorkerNotFound("No such worker is registered; see 'treadle workers list'.")
     taken = 0
     for one in found:
-        begun = read_roll(store.facts.side / f"roll-{one.epoch}")
+        begun = read_roll(store.side / f"roll-{one.epoch}")
         taken += rescue.evict(session, one.slot, one.epoch, one.name, why, begun) or 0
     session.ring(b"o")
     return taken
 
 
-def _record(row: workers.WorkerRow, probe: Probe, now: int) -> WorkerRecord:
-    alive = FileIdentity(row.dev, row.ino) != probe.identity or not probe.is_free(row.slot)
+def _record(row: workers.WorkerRow, judge: Judge, now: int) -> WorkerRecord:
+    alive = not judge.is_dead(row.identity)
     return WorkerRecord(
         slot=row.slot, epoch=row.epoch, name=row.name, host=row.host, pid=row.pid,
         started_at=to_datetime(row.started_at), seen_at=to_datetime(row.seen_at),

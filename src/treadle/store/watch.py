@@ -10,7 +10,7 @@ from treadle.store.connections import FileFacts
 from treadle.store.sqlite import connect
 
 
-class Watch:
+class FileWatch:
     """Looks at SQLite's ``data_version``; used by one thread at a time.
 
     Args:

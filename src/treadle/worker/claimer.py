@@ -17,7 +17,6 @@ from treadle.errors import StoreClosed, StoreLost, TreadleError
 from treadle.store.ops.claim import Claim, ClaimRequest, claim
 from treadle.store.ops.settle import release
 from treadle.store.store import Store
-from treadle.store.watch import Watch
 from treadle.worker.crew import Crew
 from treadle.worker.options import Queues
 from treadle.worker.presence import Presence
@@ -69,7 +68,7 @@ class Claimer:
         self._on_fatal = on_fatal
         self._on_idle = on_idle
         self._wake = asyncio.Event()
-        self._watch = Watch(store.facts)
+        self._watch = store.engine.watch()
         self._more = True
         self._next_due: int | None = None
         self._quick_until = 0.0
@@ -127,7 +126,7 @@ class Claimer:
             del self._owed[: len(leases)]
 
     def close(self) -> None:
-        """Close the watching connection."""
+        """Stop watching."""
         self._watch.close()
 
     async def _round(self) -> None:

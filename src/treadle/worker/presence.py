@@ -9,20 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from treadle.errors import NotSupportedHere, StoreLost
-from treadle.host.bells import Bell
 from treadle.host.children import children_live, kill_marked
 from treadle.host.files import remove_quietly
-from treadle.host.locks import Hold
 from treadle.host.process import host_name, own_identity
 from treadle.host.roll import Roll, read_roll
+from treadle.store.engine import Bell, Seat
 from treadle.store.ops import meta, workers
 from treadle.store.ops.sequences import burn
-from treadle.store.roster import SLOTS
 from treadle.store.session import Session
 from treadle.store.store import Store
 
-MOST_SLOTS: Final = 4096
 log = logging.getLogger("treadle.worker")
 ROLL_BEYOND: Final = 4096
 """Ended attempts whose outcomes are not stored yet stay on the roll too."""
@@ -43,7 +39,7 @@ class Presence:
     """One registration, from :meth:`enter` to :meth:`leave`.
 
     Attributes:
-        slot: the locked byte; others prove our death by finding it free.
+        seat: what others prove our death by.
         epoch: number of this registration, never given twice; running jobs carry it.
         name: what people call this worker.
         bell: rung when there may be work; None where the system has no FIFOs.
@@ -52,7 +48,7 @@ class Presence:
     """
 
     store: Store
-    hold: Hold
+    seat: Seat
     epoch: int
     name: str
     bell: Bell | None
@@ -62,31 +58,32 @@ class Presence:
 
     @classmethod
     def enter(cls, store: Store, abilities: Abilities) -> Presence:
-        """Lock a free slot, then rescue what its last holder left and register, in one transaction."""
+        """Take a free seat, then rescue what its last holder left and register, in one transaction."""
         store_id = store.read(meta.store_id)
-        hold = lock_free_slot(store, store_id)
+        seat = store.engine.take_seat(partial(_is_deserted, store, store_id))
         who = own_identity()
-        name = abilities.name or f"{host_name()}-{who.pid}-{hold.slot}"
+        name = abilities.name or f"{host_name()}-{who.pid}-{seat.slot}"
         registration = workers.Registration(
-            slot=hold.slot, name=name, host=host_name(), pid=who.pid, pid_started=who.started,
-            pid_namespace=who.namespace, boot_id=who.boot_id, dev=hold.identity.dev, ino=hold.identity.ino,
+            slot=seat.slot, name=name, host=host_name(), pid=who.pid, pid_started=who.started,
+            pid_namespace=who.namespace, boot_id=who.boot_id, dev=seat.dev, ino=seat.ino,
             queues=abilities.queues, tasks=abilities.tasks, concurrency=abilities.concurrency,
         )  # fmt: skip
         try:
             epoch = store.submit(partial(burn, name="epoch", count=1), guarded=False).result()[0]
             enrol = partial(workers.register, who=registration, epoch=epoch, roll=roll_of(store))
             rescued = store.submit(enrol).result()
+            seat.registered(epoch)
         except BaseException:
-            hold.release()
+            seat.release()
             raise
-        side = store.facts.side
-        roll = Roll(side / f"roll-{epoch}", abilities.concurrency + ROLL_BEYOND)
-        return cls(store, hold, epoch, name, _bell(side, hold.slot), roll, rescued, mark_of(store_id, epoch))
+        roll = Roll(roll_path(store, epoch), abilities.concurrency + ROLL_BEYOND)
+        bell = store.engine.worker_bell(seat.slot)
+        return cls(store, seat, epoch, name, bell, roll, rescued, mark_of(store_id, epoch))
 
     @property
     def slot(self) -> int:
-        """The locked slot."""
-        return self.hold.slot
+        """The number of the seat."""
+        return self.seat.slot
 
     @property
     def children_lock(self) -> Path:
@@ -98,16 +95,12 @@ class Presence:
         return workers.seen(session, self.slot, self.epoch)
 
     def check(self) -> None:
-        """Make sure that others can still see our lock.
+        """Make sure that others can still see us.
 
         Raises:
-            StoreLost: the file of slots was replaced, so our lock proves nothing any more.
+            StoreLost: they cannot, so our jobs may be given to others at any time.
         """
-        if not self.hold.still_ours():
-            raise StoreLost(
-                f"The lock file beside {self.store.path} was deleted or replaced while this worker ran, so other "
-                "workers could not see that it lives. Restart the worker; never delete the -treadle folder."
-            )
+        self.seat.check()
 
     def leave(self) -> None:
         """Deregister and let the slot go; what is still held is taken back at once."""
@@ -124,17 +117,22 @@ class Presence:
         """Let the slot go without a word: others find it free and rescue what was held."""
         if self.bell is not None:
             self.bell.close()
-        self.hold.release()
+        self.seat.release()
 
 
 def roll_of(store: Store) -> Callable[[int], Sequence[int] | None]:
     """How to read which leases of an epoch had begun."""
-    return lambda epoch: read_roll(store.facts.side / f"roll-{epoch}")
+    return lambda epoch: read_roll(roll_path(store, epoch))
+
+
+def roll_path(store: Store, epoch: int) -> Path:
+    """The file in which a registration notes which leases have begun."""
+    return store.side / f"roll-{epoch}"
 
 
 def children_lock(store: Store, epoch: int) -> Path:
     """The file in which the child processes of a registration lock a byte each."""
-    return store.facts.side / f"children-{epoch}"
+    return store.side / f"children-{epoch}"
 
 
 def mark_of(store_id: str, epoch: int) -> str:
@@ -153,22 +151,7 @@ def has_survivors(store: Store, store_id: str, epoch: int) -> bool:
     return children_live(children_lock(store, epoch))
 
 
-def lock_free_slot(store: Store, store_id: str) -> Hold:
-    """Lock the lowest free slot; one whose last holder has left living children is not free yet."""
-    path = store.facts.side / SLOTS
-    for slot in range(1, MOST_SLOTS):
-        hold = Hold.take(path, slot)
-        if hold is None:
-            continue
-        last = store.read(partial(workers.last_epoch, slot=slot))
-        if last is None or not has_survivors(store, store_id, last):
-            return hold
-        hold.release()
-    raise NotSupportedHere(f"All {MOST_SLOTS} worker slots of {path} are taken.")
-
-
-def _bell(side: Path, slot: int) -> Bell | None:
-    try:
-        return Bell(side / f"bell-{slot}")
-    except NotSupportedHere:
-        return None
+def _is_deserted(store: Store, store_id: str, slot: int) -> bool:
+    """True when the last holder of a slot has left no living children."""
+    last = store.read(partial(workers.last_epoch, slot=slot))
+    return last is None or not has_survivors(store, store_id, last)

@@ -14,21 +14,17 @@ from typing import Final
 from treadle import defaults
 from treadle.clock import Clock, to_duration
 from treadle.errors import StoreClosed, StoreLost, TreadleError
-from treadle.host.files import FileIdentity, remove_quietly
-from treadle.host.guard import LockState, sqlite_locks
-from treadle.host.locks import Probe
-from treadle.host.process import ProcessIdentity, is_gone, own_identity
+from treadle.host.files import remove_quietly
 from treadle.model.job import JobState
 from treadle.store.ops import claim, pauses, prune, unknown, workers
 from treadle.store.ops import rescue as rescuing
 from treadle.store.ops.heads import heads
-from treadle.store.roster import SLOTS
 from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.failing import broken
 from treadle.worker.options import WorkerOptions, seconds_of
 from treadle.worker.orders import evicted
-from treadle.worker.presence import Presence, children_lock, has_survivors, roll_of
+from treadle.worker.presence import Presence, children_lock, has_survivors, roll_of, roll_path
 
 UNKNOWN_EVERY: Final = 5.0
 EXPIRE_EVERY: Final = 1.0
@@ -65,8 +61,7 @@ class Upkeep:
         self._clock = clock
         self._on_fatal = on_fatal
         self._stop = threading.Event()
-        self._probe = Probe(store.facts.side / SLOTS)
-        self._own = own_identity()
+        self._judge = store.engine.judge()
         self._roll = roll_of(store)
         self._signs: dict[int, tuple[int, float]] = {}
         self._thread = threading.Thread(target=self._serve, name="treadle-upkeep", daemon=True)
@@ -80,7 +75,7 @@ class Upkeep:
         self._stop.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(10)
-        self._probe.close()
+        self._judge.close()
 
     def _serve(self) -> None:
         duties: list[tuple[float, Callable[[], None]]] = [
@@ -119,7 +114,7 @@ class Upkeep:
         for row in self._store.read(workers.identities):
             if row.epoch == self._presence.epoch:
                 continue
-            if not self._is_dead(row):
+            if not self._judge.is_dead(row):
                 self._look_for_stall(row)
                 continue
             if has_survivors(self._store, self._store_id, row.epoch):
@@ -140,13 +135,7 @@ class Upkeep:
             raise evicted(self._presence.name)
 
     def _sign(self, session: Session) -> str | None:
-        # On the lane, which keeps a connection open meanwhile: between a fork's closing and reopening of every
-        # connection SQLite holds no lock, and that must not be taken for a loss.
-        if sqlite_locks(self._store.path) is LockState.LOST:
-            raise StoreLost(
-                f"This process lost SQLite's locks on {self._store.path}: something in it opened and closed the file "
-                "by hand, or a second SQLite library did. Committed work could be lost, so this worker stops."
-            )
+        self._store.engine.check_health(session)
         return self._presence.beat(session)
 
     def look_after_heads(self) -> None:
@@ -214,16 +203,6 @@ class Upkeep:
 
     def _forget(self, epoch: int) -> None:
         """Remove what a dead worker left beside the database."""
-        remove_quietly(self._store.facts.side / f"roll-{epoch}")
+        remove_quietly(roll_path(self._store, epoch))
         remove_quietly(children_lock(self._store, epoch))
         self._signs.pop(epoch, None)
-
-    def _is_dead(self, row: workers.IdentityRow) -> bool:
-        if FileIdentity(row.dev, row.ino) == self._probe.identity:
-            return self._probe.is_free(row.slot)
-        # Its lock lies in a file that was replaced, so a free byte here proves nothing; a process that is
-        # provably gone does.
-        worker = ProcessIdentity(
-            pid=row.pid, started=row.pid_started, boot_id=row.boot_id, namespace=row.pid_namespace
-        )
-        return is_gone(worker, self._own)

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any
 
 from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
-from treadle.host.bells import Bell
 from treadle.host.children import is_child
 from treadle.model.codec import CodecRegistry
 from treadle.model.settle import Transition
+from treadle.store.engine import Bell
 from treadle.store.ops import meta
 from treadle.store.session import Session
 from treadle.store.store import Store
@@ -99,7 +99,7 @@ class Worker:
         check(self._app, names, location)
         self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)
-        await asyncio.to_thread(self._store.check_after_damage)
+        await asyncio.to_thread(self._store.engine.check_after_damage)
         abilities = Abilities(
             name=self.options.name, queues=tuple(self.options.queues or ()), tasks=names,
             concurrency=self.options.concurrency,
@@ -116,7 +116,7 @@ class Worker:
             task.add_done_callback(self._service_ended)
         if self._presence.bell is not None:
             self._loop.add_reader(self._presence.bell.fileno(), self._rung, self._presence.bell)
-        log.info("Worker %s works on %s; tasks: %s", self.name, self._store.path, ", ".join(names) or "none")
+        log.info("Worker %s works on %s; tasks: %s", self.name, self._store.place, ", ".join(names) or "none")
         self._events.of_worker("worker_started")
 
     async def stop(self, grace: float | None = None) -> None:
@@ -282,7 +282,7 @@ class Worker:
         made_at = meta.backup_mark(session)
         if made_at is not None:
             raise BackupNotAdopted(
-                f"{self._store.path} is a backup copy. Working on it while the original lives would run jobs twice. "
+                f"{self._store.place} is a backup copy. Working on it while the original lives would run jobs twice. "
                 "If the original is gone, run 'treadle adopt' on this file first."
             )
         return meta.store_id(session)

@@ -106,6 +106,14 @@ class WorkerRow(NamedTuple):
     orders: str | None
     ordered_by: str | None
 
+    @property
+    def identity(self) -> IdentityRow:
+        """What proves it alive or dead."""
+        return IdentityRow(
+            self.slot, self.epoch, self.name, self.pid, self.pid_started, self.pid_namespace, self.boot_id, self.dev,
+            self.ino, self.seen_at,
+        )  # fmt: skip
+
 
 def register(
     session: Session, who: Registration, epoch: int, roll: Callable[[int], Sequence[int] | None] = lambda _: None

@@ -1,0 +1,208 @@
+"""What a kind of database offers to the store above it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from treadle.clock import Clock
+from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy
+from treadle.store.ops.workers import IdentityRow
+from treadle.store.replies import Reply
+from treadle.store.session import Session
+
+T = TypeVar("T")
+
+
+class Bell(Protocol):
+    """Rung when there may be something new; carries no truth."""
+
+    def fileno(self) -> int:
+        """The descriptor, for event loops; readable when rung."""
+
+    def drain(self) -> bytes:
+        """Take all tokens rung so far; never waits."""
+
+    def wait(self, timeout: float | None) -> bytes:
+        """Wait for a ring, at most *timeout* seconds, and take all tokens."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Watch(Protocol):
+    """Notices that somebody has committed, for when no bell rang."""
+
+    def changed(self) -> bool:
+        """True when something may be new since the last call; cheap enough for an event loop."""
+
+    def close(self) -> None:
+        """Let go of what it needs."""
+
+
+class Seat(Protocol):
+    """What a worker holds while it lives, so that others can prove its death.
+
+    Attributes:
+        slot: its number.
+        dev: device of the lock file, 0 where there is none.
+        ino: inode of the lock file, 0 where there is none.
+    """
+
+    slot: int
+    dev: int
+    ino: int
+
+    def registered(self, epoch: int) -> None:
+        """The worker is registered under *epoch* from now on."""
+
+    def check(self) -> None:
+        """Make sure that others can still see us.
+
+        Raises:
+            StoreLost: they cannot, so what we hold may be given to others at any time.
+        """
+
+    def release(self) -> None:
+        """Let go; a second call does nothing."""
+
+
+class Judge(Protocol):
+    """Proves other workers alive or dead."""
+
+    def is_dead(self, row: IdentityRow) -> bool:
+        """True when the worker of that registration has provably ended, or its lease by server time has."""
+
+    def close(self) -> None:
+        """Let go of what it needs."""
+
+
+class Engine(ABC):
+    """One open database.
+
+    Attributes:
+        place: how messages name it; no secrets.
+        clock: where times come from.
+        side: a folder of this machine beside it, for locks and lists of begun attempts.
+    """
+
+    place: str
+    clock: Clock
+    side: Path
+
+    @property
+    def path(self) -> Path:
+        """The database file.
+
+        Raises:
+            NotSupportedHere: it is not a file.
+        """
+        raise NotSupportedHere(f"{self.place} is no SQLite file; this command is for files only.")
+
+    @property
+    def damage(self) -> StoreBroken | None:
+        """What the disk did to this database, None while all is well; a worker on it must stop."""
+        return None
+
+    @abstractmethod
+    def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
+        """Queue a write; *reply* is answered after the commit. Never blocks."""
+
+    @abstractmethod
+    def run_here(self, operation: Callable[[Session], T]) -> tuple[T] | None:
+        """Run a write on this thread if that needs no waiting; its result in a tuple, None when it was not run."""
+
+    @abstractmethod
+    def read(self, operation: Callable[[Session], T]) -> T:
+        """Run a read on this thread."""
+
+    @abstractmethod
+    def submit_read(self, operation: Callable[[Session], T]) -> Future[T]:
+        """Run a read on a pool; for callers that must not block."""
+
+    @abstractmethod
+    def run_in(self, connection: object, operation: Callable[[Session], T]) -> T:
+        """Run a write on the caller's connection, inside the transaction they opened."""
+
+    @abstractmethod
+    def ring(self, token: bytes = b"r") -> None:
+        """Wake every worker."""
+
+    @abstractmethod
+    def worker_bell(self, slot: int) -> Bell | None:
+        """A bell that rings when there may be work; None where this system has none."""
+
+    @abstractmethod
+    def waiter_bell(self) -> Bell:
+        """A bell that every settle rings.
+
+        Raises:
+            StoreClosed: the store is closed.
+        """
+
+    @abstractmethod
+    def watch(self) -> Watch:
+        """Notices commits that no bell told of."""
+
+    @abstractmethod
+    def take_seat(self, is_free: Callable[[int], bool]) -> Seat:
+        """Take a seat for a worker; *is_free* says whether the last holder of a slot has left nothing living."""
+
+    @abstractmethod
+    def judge(self) -> Judge:
+        """Who tells the living workers from the dead."""
+
+    @abstractmethod
+    def check_health(self, session: Session) -> None:
+        """Look, in an open transaction, whether this process may still trust its connection.
+
+        Raises:
+            StoreLost: it may not.
+        """
+
+    @abstractmethod
+    def check_after_damage(self) -> None:
+        """Look whether the database is whole if a process saw it fail.
+
+        Raises:
+            StoreBroken: it is not.
+        """
+
+    @abstractmethod
+    def check_room(self, coming: int) -> None:
+        """Refuse *coming* bytes of new work for which there is no room.
+
+        Raises:
+            StoreFull: nothing was stored.
+        """
+
+    @abstractmethod
+    def check_own_transaction(self) -> None:
+        """Raise when waiting for a write is hopeless, because this very thread stands in its way.
+
+        Raises:
+            OwnTransactionOpen: with the remedy.
+        """
+
+    @abstractmethod
+    def busy(self) -> StoreBusy:
+        """What to say when a write did not begin within ``lock_timeout``."""
+
+    @abstractmethod
+    def close(self, timeout: float) -> None:
+        """Finish what is queued and close; safe to call twice."""
+
+    @abstractmethod
+    def before_fork(self) -> None:
+        """Prepare for a fork."""
+
+    @abstractmethod
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+
+    @abstractmethod
+    def after_fork_in_child(self) -> bool:
+        """Start anew, what waited belongs to the parent; False when the child may not read."""
