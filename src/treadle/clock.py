@@ -66,6 +66,15 @@ def give_way() -> None:
     time.sleep(0)
 
 
+def processor_time(pid: int) -> int | None:
+    """Nanoseconds of processor time that a process has used; None when it is gone or the system does not tell."""
+    clock_of_process = (~pid << 3) | 2  # how Linux numbers the clocks of other processes
+    try:
+        return time.clock_gettime_ns(clock_of_process)
+    except (AttributeError, OSError):
+        return None
+
+
 def to_micros(moment: datetime) -> int:
     """Turn an aware datetime into integer microseconds since 1970 UTC.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import treadle as package
-from faces.commands import start, treadle, until
+from faces.commands import as_json, run, start, treadle, until
 from treadle import JobState, Retry, Treadle
 from treadle.cli import main
 from treadle.cli.store import url_of
@@ -32,7 +30,14 @@ def greet(name: str) -> str:
 def fail(word: str) -> None:
     raise ValueError("\\x1b[31m" + word + "\\u202e")
 """
-READS = (("jobs", "list"), ("jobs", "show", "1"), ("stats",), ("workers", "list"), ("doctor",))
+READS = (
+    ("jobs", "list"), ("jobs", "show", "1"), ("jobs", "count"), ("queues", "list"), ("tasks", "list"),
+    ("workers", "list"), ("logs",), ("stats",), ("doctor",), ("verify",),
+)  # fmt: skip
+CHANGES = (
+    ("backup", "copy.db"), ("adopt",), ("prune",), ("compact",), ("jobs", "retry", "1"), ("jobs", "cancel", "--all"),
+    ("queues", "pause", "mail"), ("tasks", "resume", "mail"), ("workers", "drain", "1"), ("workers", "evict", "1"),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -60,19 +65,6 @@ def worked(shop: Path) -> Path:
             app.wait(jobs, timeout=30)
         app.remote("elsewhere.task").enqueue(secret="\x1b]0;x\x07")
     return shop
-
-
-def run(*words: str, folder: Path, store: str = "jobs.db") -> tuple[int, str]:
-    """Run a command in this process on the database *store* of *folder*."""
-    done = CliRunner().invoke(main, [*words, "--store", str(folder / store)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.output
-
-
-def as_json(*words: str, folder: Path) -> Any:
-    """What a command prints with --json."""
-    _, text = run(*words, "--json", folder=folder)
-    return json.loads(text)
 
 
 # Looking ----------------------------------------------------------------------------------------
@@ -119,7 +111,8 @@ def test_stats_counts(worked: Path) -> None:
     """Figures say how many jobs each queue has in each state, and about the file."""
     found = as_json("stats", folder=worked)
     assert found["queues"] == {"mail": {"succeeded": 1, "failed": 1}, "default": {"ready": 1}}
-    assert found["workers"] == {"alive": 0, "stalled": 0, "dead": 0}
+    assert found["workers"] == {"alive": 0, "stalled": 0, "paused": 0, "draining": 0, "dead": 0}
+    assert found["ended_last_hour"] == {"succeeded": 1, "failed": 1, "cancelled": 0}
     assert found["sqlite"] == sqlite3.sqlite_version
     assert found["bytes"] > 0
     _, text = run("stats", folder=worked)
@@ -139,7 +132,7 @@ def test_a_worker_is_listed_as_alive(worked: Path) -> None:
     assert "anna\\x1b[1m" in text
 
 
-@pytest.mark.parametrize("words", [*READS, ("backup", "copy.db"), ("adopt",), ("prune",)], ids=" ".join)
+@pytest.mark.parametrize("words", [*READS, *CHANGES], ids=" ".join)
 def test_looking_creates_nothing(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A command on a database that is not there fails, says so, and leaves no file."""
     code, text = run(*words, folder=tmp_path)
@@ -221,7 +214,7 @@ def test_a_backup_is_refused_until_adopted(worked: Path) -> None:
 def test_prune_deletes_only_what_is_old(worked: Path) -> None:
     """By default young history stays; --older-than 0 takes every ended job and no other."""
     assert "Deleted 0 jobs" in run("prune", folder=worked)[1]
-    assert "Deleted 2 jobs" in run("prune", "--older-than", "0", folder=worked)[1]
+    assert "Deleted 2 jobs" in run("prune", "--older-than", "0", "--yes", folder=worked)[1]
     assert as_json("stats", folder=worked)["queues"] == {"default": {"ready": 1}}
 
 
@@ -288,16 +281,3 @@ def tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     rows = [(name, sql) for name, sql in found if name != "treadle_migrations"]
     connection.close()
     return rows
-
-
-def test_jobs_are_retried_and_cancelled_from_the_command_line(tmp_path: Path) -> None:
-    """``jobs cancel`` calls a ready job off, ``jobs retry`` brings it back, and a second retry is refused."""
-    app = Treadle(f"sqlite:///{tmp_path / 'jobs.db'}")
-    job = app.remote("work").enqueue(number=1)
-    assert run("jobs", "cancel", str(job.id), "--reason", "no need", folder=tmp_path)[0] == 0
-    assert (job.record().state, job.record().reason) == (JobState.CANCELLED, "no need")
-    assert run("jobs", "retry", str(job.id), folder=tmp_path)[0] == 0
-    assert job.record().state is JobState.READY
-    code, output = run("jobs", "retry", str(job.id), folder=tmp_path)
-    assert (code, "is ready and cannot be retried" in output) == (1, True)
-    app.close()

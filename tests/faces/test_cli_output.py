@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from faces.commands import harmless
 from treadle.cli.output import moment, safe, say, say_json, table
 
 HOSTILE = (
@@ -23,13 +23,6 @@ HOSTILE = (
     "\udcff",
     "\u2028",
 )
-
-
-def harmless(text: str) -> bool:
-    """True when no character of *text* can move the cursor, reorder or hide anything."""
-    return all(
-        letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl") for letter in text
-    )
 
 
 @pytest.mark.parametrize("text", HOSTILE)

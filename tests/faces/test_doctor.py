@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from faces.commands import start, treadle, until
 from treadle import Treadle
 from treadle.cli import main
-from treadle.doctor import WAL_MOST
+from treadle.doctor.around import WAL_MOST
 
 APP = "from treadle import Treadle\napp = Treadle()\n@app.task(name='nap')\ndef nap() -> None: ...\n"
 

@@ -1,8 +1,9 @@
-"""The worker processes of the demonstration: started, replaced when they die, and one of them killed on purpose."""
+"""Worker processes of a demonstration or benchmark: started, replaced when they die, and killed on purpose."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,6 @@ from treadle.clock import Clock
 from treadle.errors import TreadleError
 from treadle.host.process import spawn_python
 
-CONCURRENCY = 4
 MOST_DEATHS = 5
 
 
@@ -61,16 +61,32 @@ class Crew:
         log: the file that gets their output.
         count: how many.
         clock: for the moment of a kill.
+        words: what each is started with after ``treadle worker``: the app, and options beside store and name.
+        prefix: how their names begin.
     """
 
-    def __init__(self, url: str, log: Path, count: int, clock: Clock) -> None:
+    def __init__(
+        self, url: str, log: Path, count: int, clock: Clock, *, words: Sequence[str], prefix: str
+    ) -> None:
         self._url = url
         self._log = log
         self._count = count
         self._clock = clock
+        self._words = words
+        self._prefix = prefix
         self._members: list[Member] = []
         self._started = 0
         self._deaths = 0
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of those that run."""
+        return tuple(member.process.pid for member in self._members)
+
+    @property
+    def deaths(self) -> int:
+        """How many ended by themselves."""
+        return self._deaths
 
     def mend(self) -> None:
         """Start what is missing; call it now and then.
@@ -112,12 +128,11 @@ class Crew:
 
     def _start(self) -> Member:
         self._started += 1
-        name = f"demo-{os.getpid()}-{self._started}"
+        name = f"{self._prefix}-{os.getpid()}-{self._started}"
         reading, lifeline = os.pipe()
         with self._log.open("ab") as log:
             process = spawn_python(
-                ["-m", "treadle", "worker", "treadle.demo.verified_copy:app", "--store", self._url, "--name", name,
-                 "--concurrency", str(CONCURRENCY), "--until-eof"],
+                ["-m", "treadle", "worker", *self._words, "--store", self._url, "--name", name, "--until-eof"],
                 stdin=reading, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         os.close(reading)

@@ -20,6 +20,7 @@ from treadle.store import health
 LOOK_EVERY: Final = 0.05
 DONE: Final = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.HELD)
 INTERRUPTED: Final = 130
+CONCURRENCY: Final = 4
 
 
 class Worked(NamedTuple):
@@ -45,7 +46,10 @@ def run(options: Options, screen: Screen) -> int:
             os.makedirs(os.path.join(os.fsencode(options.copy), name), exist_ok=True)
         screen.say(summary(options, tree, plan))
         clock = SystemClock()
-        crew = Crew(f"sqlite:///{options.database}", options.dest / "workers.log", options.workers, clock)
+        crew = Crew(
+            f"sqlite:///{options.database}", options.dest / "workers.log", options.workers, clock,
+            words=("treadle.demo.verified_copy:app", "--concurrency", str(CONCURRENCY)), prefix="demo",
+        )  # fmt: skip
         try:
             worked = _watch(app, options, plan, crew, screen)
             crew.stop()

@@ -228,6 +228,8 @@ class JobRecord:
     cancel_reason: str | None = None
     """Why the running attempt was asked to stop; None when nobody asked."""
     version: int = 1
+    worker: str | None = None
+    """Name of the worker that runs it; None while nobody does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +250,9 @@ class JobFilter:
     """Class of an error one of its attempts ended with, as the history shows it: ``ValueError``."""
     enqueued_after: datetime | None = None
     enqueued_before: datetime | None = None
+    started_before: datetime | None = None
+    """With ``states=(JobState.RUNNING,)``: what has been running since then or longer."""
+    ended_after: datetime | None = None
     ended_before: datetime | None = None
 
 

@@ -33,5 +33,5 @@ def check(path: Path, coming: int, *, min_free: int, max_size: int | None) -> No
     if size + coming > max_size:
         raise StoreFull(
             f"{path} has {size:,} bytes of its budget of {max_size:,} (max_size). "
-            "Nothing was enqueued; prune history with 'treadle prune' or raise the budget."
+            "Nothing was enqueued; prune and compact ('treadle prune', 'treadle compact') or raise the budget."
         )

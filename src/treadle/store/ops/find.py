@@ -20,13 +20,14 @@ MOST_ID: Final = (1 << 63) - 1
 PAGE_MOST: Final = 500
 ATTEMPTS_MOST: Final = 200
 MOMENTS: Final = {
-    "enqueued_after": "enqueued_at >=", "enqueued_before": "enqueued_at <", "ended_before": "finished_at <",
+    "enqueued_after": "enqueued_at >=", "enqueued_before": "enqueued_at <", "started_before": "started_at <",
+    "ended_after": "finished_at >=", "ended_before": "finished_at <",
 }  # fmt: skip
 
 COLUMNS: Final = """
 j.id, j.task, j.queue, j.state, j.priority, j.due_at, j.enqueued_at, j.attempt, j.failures, j.crashes,
 j.lease, j.started_at, j.finished_at, j.reason, p.codec, p.data, p.extra, j.expires_at, j.cancel_reason,
-coalesce(p.version, 1)
+coalesce(p.version, 1), CASE j.state WHEN 5 THEN (SELECT w.name FROM treadle_workers w WHERE w.epoch = j.epoch) END
 """
 ONE: Final = f"SELECT {COLUMNS} FROM treadle_jobs j LEFT JOIN treadle_payloads p ON p.job_id = j.id WHERE j.id = ?"
 MANY: Final = f"""
@@ -38,6 +39,9 @@ SELECT j.id FROM treadle_jobs j WHERE {conditions} AND j.id > :after AND j.id <=
 """
 NEWEST: Final = "SELECT coalesce(max(id), 0) FROM treadle_jobs"
 COUNT: Final = "SELECT count(*) FROM treadle_jobs j WHERE {conditions}"
+CENSUS: Final = """
+SELECT j.task, j.state, count(*) FROM treadle_jobs j WHERE {conditions} GROUP BY j.task, j.state
+"""
 ATTEMPTS: Final = """
 SELECT job_id, lease, attempt, worker, outcome, started_at, finished_at, error_type, message, traceback, seq,
     peak_rss, cpu, exit_code, NULL
@@ -69,6 +73,14 @@ class Ending(NamedTuple):
     codec: str | None
     data: bytes | None
     message: str | None
+
+
+class Census(NamedTuple):
+    """How many jobs of a task are in a state."""
+
+    task: str
+    state: JobState
+    jobs: int
 
 
 def is_possible(job_id: int) -> bool:
@@ -124,6 +136,13 @@ def count(session: Session, which: JobFilter, states: Iterable[JobState]) -> int
     """How many jobs match and are in one of *states*."""
     conditions, values = _conditions(_within(which, states), session.dialect)
     return int(session.value(COUNT.format(conditions=" AND ".join(conditions)), values))
+
+
+def census(session: Session, which: JobFilter) -> list[Census]:
+    """How many jobs match, by task and state; reads every job that may match."""
+    conditions, values = _conditions(which)
+    rows = session.rows(CENSUS.format(conditions=" AND ".join(conditions) or "1"), values)
+    return [Census(task, STATES[state], number) for task, state, number in rows]
 
 
 def find(session: Session, which: JobFilter, before: int | None, most: int) -> Page:
@@ -222,7 +241,7 @@ def _record(
     attempts: tuple[Attempt, ...] = (),
 ) -> JobRecord:
     (number, task, queue, state, priority, due_at, enqueued_at, attempt, failures, crashes, lease,
-     started_at, finished_at, reason, codec, data, extra, expires_at, cancel_reason, version) = row  # fmt: skip
+     started_at, finished_at, reason, codec, data, extra, expires_at, cancel_reason, version, worker) = row  # fmt: skip
     return JobRecord(
         id=number, task=task, queue=queue, state=STATES[state], priority=priority,
         due_at=to_datetime(due_at), enqueued_at=to_datetime(enqueued_at), attempt=attempt,
@@ -230,7 +249,7 @@ def _record(
         finished_at=_moment(finished_at), reason=reason, codec=codec, arguments=data,
         meta=meta_of(extra),
         tags=tags, progress=progress, attempts=attempts, expires_at=_moment(expires_at), cancel_reason=cancel_reason,
-        version=version,
+        version=version, worker=worker,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ INSERT INTO treadle_queues (name, max_length, when_full) VALUES (:name, :max_len
 ON CONFLICT (name) DO UPDATE SET max_length = :max_length, when_full = :when_full
 """
 BACKUP_MARK: Final = "backup_made_at"
+COMPACTED: Final = "compacted_at"
 
 
 def backup_mark(session: Session) -> str | None:
@@ -38,6 +39,11 @@ def store_id(session: Session) -> str:
 def mark_backup(session: Session) -> None:
     """Mark this file as a copy: workers refuse it until it is adopted."""
     session.change(SET, (BACKUP_MARK, str(session.clock.now())))
+
+
+def mark_compacted(session: Session) -> None:
+    """Note when the file was compacted last."""
+    session.change(SET, (COMPACTED, str(session.clock.now())))
 
 
 def adopt(session: Session) -> int:

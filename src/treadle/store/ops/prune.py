@@ -25,6 +25,10 @@ ANY: Final = _by_state(lambda d, state: f"""
 SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_ended")}
 WHERE state = {state} AND state >= 7 AND (finished_at, id) < (:before, :below) LIMIT 1
 """)
+COUNT_OLD: Final = _by_state(lambda d, state: f"""
+SELECT count(*) FROM treadle_jobs {d.index("treadle_jobs_ended")}
+WHERE state = {state} AND state >= 7 AND finished_at < :before
+""")
 # The bound on finished_at makes an analysed file use both columns of the index instead of sorting.
 NTH_NEWEST: Final = _by_state(lambda d, state: f"""
 SELECT finished_at, id FROM treadle_jobs {d.index("treadle_jobs_ended")}
@@ -53,6 +57,11 @@ def prune(session: Session, state: JobState, before: int, most: int, below: int 
 def has_old(session: Session, state: JobState, before: int, below: int = 0) -> bool:
     """True when :func:`prune` would find something; a read, so that idle costs nothing."""
     return bool(session.rows(_for(ANY, state), {"before": before, "below": below}))
+
+
+def count_old(session: Session, state: JobState, before: int) -> int:
+    """How many jobs :func:`prune` would delete, in all its slices together."""
+    return int(session.value(_for(COUNT_OLD, state), {"before": before}))
 
 
 def cutoff_by_count(session: Session, state: JobState, keep: int) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""``treadle bench``: how fast this machine starts jobs, measured with real processes on a real file."""

@@ -1,0 +1,126 @@
+"""The benchmark from beginning to end: worker processes, a producer, the wait for the last job, an idle while."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from treadle.app import Treadle
+from treadle.bench.figures import Figures, work_out
+from treadle.bench.produce import Produced, produce
+from treadle.bench.work import QUEUE, TASK, nothing
+from treadle.clock import SystemClock, processor_time
+from treadle.demo.crew import Crew, WorkersFailed
+from treadle.errors import ConfigurationError
+from treadle.model.job import JobFilter, JobState
+from treadle.store.ops import runs
+
+LOOK_EVERY: Final = 0.1
+PATIENCE: Final = 60.0
+"""Seconds without any progress after which the run is given up."""
+SETTLE: Final = 1.0
+"""Seconds after the last job before idling is measured: what it made to do must be done."""
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the benchmark runs.
+
+    Attributes:
+        path: a database that does not exist yet.
+        jobs: how many jobs.
+        every: seconds between two enqueues.
+        concurrency: slots of each worker.
+        processes: worker processes.
+        idle: seconds for which idling is measured, 0 for not at all.
+    """
+
+    path: Path
+    jobs: int = 10_000
+    every: float = 0.0007
+    concurrency: int = 50
+    processes: int = 4
+    idle: float = 5.0
+
+
+def run(options: Options, tell: Tell) -> Figures:
+    """Run it.
+
+    Args:
+        options: how.
+        tell: gets a line when something begins.
+
+    Raises:
+        ConfigurationError: the database exists.
+        WorkersFailed: a worker ended by itself, or nothing got on any more.
+    """
+    if options.path.exists():
+        raise ConfigurationError(f"{options.path} exists; the benchmark needs a file of its own that is new.")
+    url, clock, log = f"sqlite:///{options.path}", SystemClock(), Path(f"{options.path}.log")
+    words = ("treadle.bench.work:app", "--queues", QUEUE, "--concurrency", str(options.concurrency))
+    with Treadle(url) as app:
+        app.counts()  # makes the tables before the workers come
+        crew = Crew(url, log, options.processes, clock, words=words, prefix="bench")
+        try:
+            tell(f"{options.processes} worker processes start.")
+            _wait(crew, log, lambda: sum(worker.alive for worker in app.workers()), options.processes)
+            tell(f"{options.jobs:,} jobs, one every {options.every * 1000:g} ms.")
+            task = app.task(name=TASK, queue=QUEUE)(nothing)
+            produced = asyncio.run(produce(task, options.jobs, options.every, clock))
+            ended = JobFilter(task=TASK, states=(JobState.SUCCEEDED, JobState.FAILED, JobState.HELD))
+            _wait(crew, log, lambda: app.count(ended), options.jobs)
+            idle = _idle(crew, clock, options.idle, tell)
+        finally:
+            crew.stop()
+        return _figures(app, options, produced, idle)
+
+
+def _wait(crew: Crew, log: Path, look: Callable[[], int], wanted: int) -> None:
+    """Wait until *look* finds *wanted*, as long as it finds more from time to time."""
+    clock, pause = SystemClock(), threading.Event()
+    found, until = 0, clock.monotonic() + PATIENCE
+    while (now := look()) < wanted:
+        crew.mend()
+        if crew.deaths:
+            raise WorkersFailed(f"A worker ended by itself. The end of its log:\n{_tail(log)}")
+        if now > found:
+            found, until = now, clock.monotonic() + PATIENCE
+        if clock.monotonic() > until:
+            raise WorkersFailed(f"{found} of {wanted} after {PATIENCE:g} s without progress. Log:\n{_tail(log)}")
+        pause.wait(LOOK_EVERY)
+
+
+def _idle(crew: Crew, clock: SystemClock, seconds: float, tell: Tell) -> float | None:
+    """Percent of a core that each worker uses while nothing is to do; None when the system does not tell."""
+    if not seconds:
+        return None
+    pause = threading.Event()
+    pause.wait(SETTLE)
+    tell(f"Idle for {seconds:g} s.")
+    begun, before = clock.monotonic(), [processor_time(pid) for pid in crew.pids]
+    pause.wait(seconds)
+    lasted, after = clock.monotonic() - begun, [processor_time(pid) for pid in crew.pids]
+    used = [end - start for start, end in zip(before, after, strict=True) if start is not None and end is not None]
+    return 100 * sum(used) / 1e9 / lasted / len(used) if used else None
+
+
+def _figures(app: Treadle, options: Options, produced: Produced, idle: float | None) -> Figures:
+    every: list[runs.Run] = []
+    while page := app.store.read(partial(runs.of_task, task=TASK, after=every[-1].seq if every else 0)):
+        every += page
+    succeeded = app.count(JobFilter(task=TASK, states=(JobState.SUCCEEDED,)))
+    return work_out(
+        every, jobs=options.jobs, succeeded=succeeded, claims=app.store.read(partial(runs.claims, task=TASK)),
+        enqueues=produced.enqueues, producing=produced.seconds, idle=idle,
+    )  # fmt: skip
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-20:]) or "(it is empty)"
