@@ -90,7 +90,7 @@ def compact(*, dry_run: bool, yes: bool, store: str | None, as_json: bool) -> No
         alive = [worker.name for worker in app.workers() if worker.alive]
         if not as_json:
             say(f"{safe(str(app.store.path))} has {size(space.size)}, {size(space.unused)} of them unused.")
-            say(f"Compacting needs {size(compaction.needed(space))} free on the disk meanwhile.")
+            say(f"Compacting needs {size(compaction.needed(app.store, space))} free on the disk meanwhile.")
         done = None
         if not dry_run:
             if alive:

@@ -11,7 +11,6 @@ import sqlite3
 import threading
 from typing import Final, NamedTuple
 
-from treadle import defaults
 from treadle.errors import StoreFull
 from treadle.host.files import free_bytes
 from treadle.store import health
@@ -39,9 +38,9 @@ class Compacted(NamedTuple):
     complete: bool
 
 
-def needed(space: health.Space) -> int:
-    """Bytes that must be free beside the file: the new pages once in a temporary file and once in the log."""
-    return 2 * (space.size - space.unused) + defaults.MIN_FREE
+def needed(store: Store, space: health.Space) -> int:
+    """Bytes that must be free: the new pages once in a temporary file and once in the log, and what stays free."""
+    return 2 * (space.size - space.unused) + store.options.min_free
 
 
 def compact(store: Store) -> Compacted:
@@ -51,7 +50,7 @@ def compact(store: Store) -> Compacted:
         StoreFull: there is not enough room for it; nothing was changed.
         StoreBusy: somebody wrote without a pause for ``lock_timeout`` seconds; nothing was changed.
     """
-    wanted, free = needed(store.read(health.space)), free_bytes(store.path)
+    wanted, free = needed(store, store.read(health.space)), free_bytes(store.path)
     if free < wanted:
         raise StoreFull(f"Compacting {store.path} needs {wanted:,} free bytes and there are {free:,}; free some first.")
     before = health.bytes_of(store.path)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from treadle.clock import Clock
+from treadle.model.job import STATES
 from treadle.store import migrate
 from treadle.store.readers import Readers
 from treadle.store.session import Session
@@ -42,17 +43,8 @@ SELECT s.name, s.seq, CASE s.name WHEN 'treadle_logs' THEN (SELECT max(seq) FROM
     ELSE (SELECT max(seq) FROM treadle_attempts) END
 FROM sqlite_sequence s WHERE s.name IN ('treadle_logs', 'treadle_attempts')
 """
-BY_SCAN: Final = "SELECT state, count(*) FROM treadle_jobs NOT INDEXED GROUP BY state"
-BY_INDEX: Final = """
-SELECT 2, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_scheduled WHERE state = 2
-UNION ALL SELECT 3, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_ready WHERE state = 3
-UNION ALL SELECT 4, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_blocked WHERE state = 4
-UNION ALL SELECT 5, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_running WHERE state = 5
-UNION ALL SELECT 6, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_held WHERE state = 6
-UNION ALL SELECT 7, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_ended WHERE state = 7 AND state >= 7
-UNION ALL SELECT 8, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_ended WHERE state = 8 AND state >= 7
-UNION ALL SELECT 9, count(*) FROM treadle_jobs INDEXED BY treadle_jobs_ended WHERE state = 9 AND state >= 7
-"""
+BY_TABLE: Final = "SELECT state, count(*) FROM treadle_jobs NOT INDEXED GROUP BY state"
+BY_VIEW: Final = "SELECT state, sum(jobs) FROM treadle_queue_view GROUP BY state"
 OBJECTS: Final = "SELECT type, name FROM sqlite_master WHERE name GLOB 'treadle_*'"
 COLUMNS: Final = """
 SELECT m.name, c.name FROM sqlite_master m CROSS JOIN pragma_table_info(m.name) c
@@ -85,7 +77,7 @@ class Rule(NamedTuple):
         check: in a few words.
         query: selects one number (of a job, a lease …) for each offender.
         holds: what is true when there is none.
-        broken: what is said of offenders, after their number.
+        broken: what offenders are.
         remedy: what to do.
     """
 
@@ -101,51 +93,51 @@ RULES: Final = (
         "running jobs",
         "SELECT id FROM treadle_jobs WHERE state = 5 AND NOT EXISTS"
         " (SELECT 1 FROM treadle_workers w WHERE w.epoch = treadle_jobs.epoch)",
-        "every running job has a registered worker", "running jobs have no registered worker",
+        "every running job has a registered worker", "running jobs without a registered worker",
         "Start a worker: it takes them back.",
     ),
     Rule(
         "states and times",
         "SELECT id FROM treadle_jobs WHERE (state >= 7) <> (finished_at IS NOT NULL)"
         " OR (state = 5 AND (started_at IS NULL OR epoch IS NULL))",
-        "ended jobs have an end, running ones a start", "jobs have times that do not fit their state", REPORT,
+        "ended jobs have an end, running ones a start", "jobs whose times do not fit their state", REPORT,
     ),
     Rule(
         "arguments",
         "SELECT id FROM treadle_jobs j WHERE NOT EXISTS (SELECT 1 FROM treadle_payloads p WHERE p.job_id = j.id)",
-        "every job has its arguments", "jobs have lost their arguments",
+        "every job has its arguments", "jobs that have lost their arguments",
         "Restore a backup, or delete them: treadle jobs delete ID.",
     ),
     Rule(
         "one success",
         "SELECT job_id FROM treadle_attempts WHERE outcome = 1 GROUP BY job_id HAVING count(*) > 1",
-        "no job has succeeded twice", "jobs have succeeded more than once", REPORT,
+        "no job has succeeded twice", "jobs that have succeeded more than once", REPORT,
     ),
     Rule(
         "success has a history",
         "SELECT id FROM treadle_jobs j WHERE state = 7 AND NOT EXISTS"
         " (SELECT 1 FROM treadle_attempts a WHERE a.job_id = j.id AND a.outcome = 1)",
-        "every succeeded job has the attempt that did it", "succeeded jobs have no succeeded attempt", REPORT,
+        "every succeeded job has the attempt that did it", "succeeded jobs without a succeeded attempt", REPORT,
     ),
     Rule(
         "leases",
         "SELECT lease FROM (SELECT lease FROM treadle_attempts"
         " UNION ALL SELECT lease FROM treadle_jobs WHERE state = 5) GROUP BY lease HAVING count(*) > 1",
-        "no lease was given twice", "leases belong to more than one attempt", REPORT,
+        "no lease was given twice", "leases of more than one attempt", REPORT,
     ),
     Rule(
         "counts of attempts",
         "SELECT j.id FROM treadle_jobs j LEFT JOIN treadle_attempts a ON a.job_id = j.id GROUP BY j.id"
         " HAVING count(a.seq) > j.attempt OR max(a.attempt) > j.attempt OR j.failures > j.attempt"
         " OR j.crashes > j.attempt",
-        "no job has more history than attempts", "jobs have more history than attempts", REPORT,
+        "no job has more history than attempts", "jobs with more history than attempts", REPORT,
     ),
     *(
         Rule(
             f"rows of {table}",
             f"SELECT job_id FROM treadle_{table} t"
             " WHERE NOT EXISTS (SELECT 1 FROM treadle_jobs j WHERE j.id = t.job_id)",
-            "each belongs to a job", "rows belong to jobs that are gone",
+            "each belongs to a job", "rows of jobs that are gone",
             f"DELETE FROM treadle_{table} WHERE job_id NOT IN (SELECT id FROM treadle_jobs);",
         )
         for table in OF_JOBS
@@ -179,7 +171,8 @@ def _rule(rule: Rule, session: Session) -> Verdict:
     if not number:
         return Verdict(rule.check, sound=True, text=rule.holds)
     more = ", …" if number > 5 else ""
-    return Verdict(rule.check, sound=False, text=f"{number:,} {rule.broken}: {some}{more}", remedy=rule.remedy)
+    text = f"{rule.broken}: {number:,} ({some}{more})"
+    return Verdict(rule.check, sound=False, text=text, remedy=rule.remedy)
 
 
 def _sequences(session: Session) -> Verdict:
@@ -206,13 +199,13 @@ def _places(session: Session) -> Verdict:
 
 
 def _counts(session: Session) -> Verdict:
-    scanned: dict[int, int] = dict(session.rows(BY_SCAN))
-    indexed: dict[int, int] = dict(session.rows(BY_INDEX))
-    wrong = {state for state, number in indexed.items() if scanned.get(state, 0) != number}
-    if wrong:
-        text = f"indexes and table disagree about state {', '.join(map(str, sorted(wrong)))}"
-        return Verdict("counts", sound=False, text=text, remedy=f"Stop the workers, then REINDEX. Or: {RESTORE}")
-    return Verdict("counts", sound=True, text=f"{sum(scanned.values()):,} jobs, in the table and in its indexes")
+    by_table = {str(STATES[state]): number for state, number in session.rows(BY_TABLE)}
+    by_view: dict[str, int] = dict(session.rows(BY_VIEW))
+    if by_table != by_view:
+        text = f"treadle_queue_view counts {by_view}, the table has {by_table}"
+        remedy = "Somebody changed the view. Restore a backup, or the view."
+        return Verdict("counts", sound=False, text=text, remedy=remedy)
+    return Verdict("counts", sound=True, text=f"{sum(by_table.values()):,} jobs, by the table and by the view")
 
 
 def _schema(clock: Clock, session: Session) -> Verdict:
