@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from faces.commands import start, treadle, until
-from treadle import Treadle
+from treadle import HeldClock, Retry, Treadle, current_job
 from treadle.cli import main
+from treadle.doctor import inside
 from treadle.doctor.around import WAL_MOST
 
 APP = "from treadle import Treadle\napp = Treadle()\n@app.task(name='nap')\ndef nap() -> None: ...\n"
@@ -110,3 +116,178 @@ def test_damage_is_found(tmp_path: Path) -> None:
     data[middle : middle + 8 * 4096] = bytes(8 * 4096)
     path.write_bytes(data)
     assert look(tmp_path)[0] == 1
+
+
+# What people have stopped -----------------------------------------------------------------------
+
+
+def test_a_paused_queue_is_named_with_who_and_why(tmp_path: Path) -> None:
+    """It is a note with its remedy; its ready jobs are no problem then, though no worker takes them."""
+    make(tmp_path, "nap")
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+        app.pause(queue="default", reason="the provider is down", by="ada")
+    code, found = look(tmp_path)
+    assert (code, found["ready jobs"]["level"]) == (0, "ok")
+    assert found["paused queue"]["level"] == "note"
+    for word in ("default", "ada", "the provider is down", "1 job waiting"):
+        assert word in found["paused queue"]["text"]
+    assert found["paused queue"]["remedy"] == "treadle queues resume default"
+
+
+def test_a_paused_task_is_named_with_its_blocked_jobs(tmp_path: Path) -> None:
+    """The jobs that are blocked for it are counted; a name that needs it is quoted for the shell."""
+    make(tmp_path, "a nap")
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+        app.pause(task="a nap", until=datetime(2100, 1, 1, tzinfo=UTC))
+    _, found = look(tmp_path)
+    assert "1 job waiting" in found["paused task"]["text"]
+    assert "until 2100-01-01" in found["paused task"]["text"]
+    assert found["paused task"]["remedy"] == "treadle tasks resume 'a nap'"
+
+
+def test_an_expired_pause_is_noticed(tmp_path: Path) -> None:
+    """A pause that nobody has cleared after its time is a note; it keeps nothing from being a problem."""
+    make(tmp_path, "nap")
+    clock = HeldClock(datetime.now(UTC) - timedelta(hours=2))
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db", clock=clock) as app:
+        app.pause(queue="default", until=datetime.now(UTC) - timedelta(hours=1))
+    code, found = look(tmp_path)
+    assert (code, found["ready jobs"]["level"]) == (1, "PROBLEM")
+    assert "was over at" in found["expired pause"]["text"]
+
+
+def test_workers_with_orders_are_named(tmp_path: Path) -> None:
+    """A paused worker is a note with who paused it; when nobody else works it is a problem."""
+    make(tmp_path)
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+        app.task(name="nap")(lambda: None)
+        with app.worker(name="anna"), app.worker(name="bert"):
+            app.pause(worker="anna", by="ada")
+            code, found = look(tmp_path)
+            assert (code, found["paused worker"]["remedy"]) == (0, "treadle workers resume anna")
+            assert "ada" in found["paused worker"]["text"]
+            app.pause(worker="bert")
+            code, found = look(tmp_path)
+            assert (code, found["no worker at work"]["level"]) == (1, "PROBLEM")
+
+
+def test_a_drain_and_a_job_that_does_not_stop_are_named(tmp_path: Path) -> None:
+    """What a draining worker still runs, and jobs that were asked to stop and go on, with what helps."""
+    begun, done = threading.Event(), threading.Event()
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+
+        @app.task(name="nap")
+        def nap() -> None:
+            begun.set()
+            done.wait(30)
+
+        with app.worker(name="anna"):
+            job = nap.enqueue()
+            assert begun.wait(30)
+            job.cancel("not wanted")
+            app.drain("anna", by="ada")
+            _, found = look(tmp_path)
+            done.set()
+    assert "1 running job of worker anna" in found["jobs asked to stop"]["text"]
+    assert "drain" in found["jobs asked to stop"]["remedy"]
+    assert "still runs 1 job" in found["draining worker"]["text"]
+    assert "ada" in found["draining worker"]["text"]
+
+
+# What goes wrong --------------------------------------------------------------------------------
+
+
+def test_failures_of_the_last_hour_are_counted(tmp_path: Path) -> None:
+    """They are a note that says how to see them and how to run them again."""
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+
+        @app.task(name="bad", retry=Retry(0))
+        def bad() -> None:
+            raise ValueError
+
+        with app.worker():
+            app.wait([bad.enqueue(), bad.enqueue()], timeout=30)
+    code, found = look(tmp_path)
+    assert (code, found["failed jobs"]["level"]) == (0, "note")
+    assert found["failed jobs"]["text"].startswith("2 jobs")
+    assert "--state failed --ended-after 1h" in found["failed jobs"]["remedy"]
+
+
+def test_due_jobs_that_nobody_starts(tmp_path: Path) -> None:
+    """Scheduled jobs whose time has come are a problem when no worker lives, though none of them is ready."""
+    clock = HeldClock(datetime.now(UTC) - timedelta(hours=1))
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db", clock=clock) as app:
+        app.task(name="nap")(lambda: None).using(delay=60).enqueue()
+    code, found = look(tmp_path)
+    assert (code, found["due jobs"]["level"]) == (1, "PROBLEM")
+    assert "1 scheduled job due" in found["due jobs"]["text"]
+
+
+# Room -------------------------------------------------------------------------------------------
+
+
+def test_logs_and_unused_pages_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above their limits they are notes with a remedy; below they are fine. The estimate is near what was logged."""
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+
+        @app.task(name="talk")
+        def talk() -> None:
+            for _ in range(50):
+                current_job().log("x" * 1000)
+
+        with app.worker():
+            app.wait([talk.enqueue()], timeout=30)
+        app.delete(app.enqueue_many(app.remote("big").job(text="x" * 9000) for _ in range(100))[0])
+        with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
+            connection.execute("DELETE FROM treadle_jobs WHERE task = 'big'")
+    _, found = look(tmp_path)
+    assert found["logs of jobs"]["level"] == "ok"
+    assert "unused space" not in found
+    monkeypatch.setattr(inside, "LOGS_MOST", 40_000)
+    monkeypatch.setattr(inside, "UNUSED_MOST", 400_000)
+    code, found = look(tmp_path)
+    assert (code, found["logs of jobs"]["level"], found["unused space"]["level"]) == (0, "note", "note")
+    assert "(50 lines)" in found["logs of jobs"]["text"]
+    size = int(found["logs of jobs"]["text"].split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
+    assert 50_000 < size < 60_000
+    assert "treadle compact" in found["unused space"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "check"), [("MAX_SIZE", "1000", "size budget"), ("MIN_FREE", str(1 << 60), "disk")]
+)
+def test_limits_are_those_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: str, check: str
+) -> None:
+    """When enqueue would be refused for want of room, doctor says so."""
+    make(tmp_path)
+    assert look(tmp_path)[0] == 0
+    monkeypatch.setenv(f"TREADLE_{setting}", value)
+    code, found = look(tmp_path)
+    assert (code, found[check]["level"]) == (1, "PROBLEM")
+    assert "enqueue is refused" in found[check]["text"]
+
+
+# Versions ---------------------------------------------------------------------------------------
+
+
+def test_an_old_schema_is_named(tmp_path: Path) -> None:
+    """A file that an older Treadle made is a problem, and migrate is the remedy, which works."""
+    done = treadle("migrate", "--sql", "--store", "jobs.db", cwd=tmp_path)
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        connection.executescript(done.stdout.partition("-- 002_")[0])
+    code, found = look(tmp_path)
+    assert (code, found["schema"]["level"]) == (1, "PROBLEM")
+    assert "treadle migrate" in found["schema"]["remedy"]
+    assert treadle("migrate", "--store", "jobs.db", cwd=tmp_path).returncode == 0
+    assert look(tmp_path)[0] == 0
+
+
+def test_a_newer_schema_that_can_be_read_is_a_note(tmp_path: Path) -> None:
+    """A file that a newer Treadle has added to works here, and doctor says that this one is behind."""
+    make(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO treadle_migrations VALUES (999, '999_later', 1, 1)")
+    code, found = look(tmp_path)
+    assert (code, found["schema"]["level"]) == (0, "note")
+    assert "999" in found["schema"]["text"]

@@ -68,11 +68,10 @@ def run(options: Options, tell: Tell) -> Figures:
         app.counts()  # makes the tables before the workers come
         crew = Crew(url, log, options.processes, clock, words=words, prefix="bench")
         try:
-            tell(f"{options.processes} worker processes start.")
+            tell(f"Worker processes: {options.processes}.")
             _wait(crew, log, lambda: sum(worker.alive for worker in app.workers()), options.processes)
-            tell(f"{options.jobs:,} jobs, one every {options.every * 1000:g} ms.")
-            task = app.task(name=TASK, queue=QUEUE)(nothing)
-            produced = asyncio.run(produce(task, options.jobs, options.every, clock))
+            tell(f"Jobs: {options.jobs:,}, one every {options.every * 1000:g} ms.")
+            produced = asyncio.run(_produce(app, options, crew, log))
             ended = JobFilter(task=TASK, states=(JobState.SUCCEEDED, JobState.FAILED, JobState.HELD))
             _wait(crew, log, lambda: app.count(ended), options.jobs)
             idle = _idle(crew, clock, options.idle, tell)
@@ -81,14 +80,36 @@ def run(options: Options, tell: Tell) -> Figures:
         return _figures(app, options, produced, idle)
 
 
+async def _produce(app: Treadle, options: Options, crew: Crew, log: Path) -> Produced:
+    """Store the jobs, with an eye on the workers."""
+    task = app.task(name=TASK, queue=QUEUE)(nothing)
+    producing = asyncio.ensure_future(produce(task, options.jobs, options.every, SystemClock()))
+    try:
+        while not producing.done():
+            await asyncio.wait({producing}, timeout=LOOK_EVERY)
+            _mend(crew, log)
+    finally:
+        producing.cancel()
+    return await producing
+
+
+def _mend(crew: Crew, log: Path) -> None:
+    """Start missing workers.
+
+    Raises:
+        WorkersFailed: one had ended; the figures would be those of fewer workers.
+    """
+    crew.mend()
+    if crew.deaths:
+        raise WorkersFailed(f"A worker ended by itself. The end of its log:\n{_tail(log)}")
+
+
 def _wait(crew: Crew, log: Path, look: Callable[[], int], wanted: int) -> None:
     """Wait until *look* finds *wanted*, as long as it finds more from time to time."""
     clock, pause = SystemClock(), threading.Event()
     found, until = 0, clock.monotonic() + PATIENCE
     while (now := look()) < wanted:
-        crew.mend()
-        if crew.deaths:
-            raise WorkersFailed(f"A worker ended by itself. The end of its log:\n{_tail(log)}")
+        _mend(crew, log)
         if now > found:
             found, until = now, clock.monotonic() + PATIENCE
         if clock.monotonic() > until:

@@ -9,7 +9,7 @@ from treadle import defaults
 from treadle.clock import Clock
 from treadle.doctor.around import library, place, surroundings
 from treadle.doctor.finding import Finding, Level, problem
-from treadle.doctor.inside import inside
+from treadle.doctor.inside import contents
 from treadle.errors import StoreError
 from treadle.store.store import Store, StoreOptions
 
@@ -39,6 +39,6 @@ def examine(
     except StoreError as error:
         return [*findings, problem("opening", str(error), "Do what it says, then look again.")]
     try:
-        return [*findings, *inside(store)]
+        return [*findings, *contents(store)]
     finally:
         store.close()

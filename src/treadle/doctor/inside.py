@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     pauses: Mapping[tuple[str, str], Pause]
 
 
-def inside(store: Store) -> Iterator[Finding]:
+def contents(store: Store) -> Iterator[Finding]:
     """Look at everything in the file."""
     yield _damage(store)
     made_at = store.read(meta.backup_mark)
