@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from store.making import SECOND, START, apply, change, count, failure, get, job, put, state, success, take
+from store.making import SECOND, START, apply, change, count, failure, get, job, put, register, state, success, take
 from treadle.clock import HeldClock, to_datetime
 from treadle.model.job import AttemptOutcome, JobFilter, JobState, Page
 from treadle.store.ops import find, meta
@@ -161,6 +161,49 @@ def test_filter_values_are_only_values(store: Store, text: str) -> None:
     """No text of a filter is read as SQL."""
     put(store, 2)
     assert found(store, queue=text) == found(store, task=text) == found(store, tag=text) == []
+
+
+def test_filter_by_start_and_end(store: Store, clock: HeldClock) -> None:
+    """What started before a moment, and what ended from a moment on or before it."""
+    first, second, third = put(store, 3)
+    (early,) = take(store, 1)
+    clock.advance(seconds=60)
+    (late,) = take(store, 1)
+    middle = to_datetime(START + 30 * SECOND)
+    assert (early.id, late.id) == (first, second)
+    assert found(store, started_before=middle) == [first]
+    assert found(store, started_before=to_datetime(START + 61 * SECOND)) == [second, first]
+    apply(store, success(early, finished_at=START + 10 * SECOND))
+    apply(store, success(late, finished_at=START + 90 * SECOND))
+    assert found(store, ended_after=middle) == [second]
+    assert found(store, ended_after=to_datetime(START + 90 * SECOND)) == [second]
+    assert found(store, ended_before=middle) == [first]
+    assert third not in found(store, ended_after=to_datetime(0))
+
+
+def test_a_running_job_names_its_worker(store: Store) -> None:
+    """Only while it runs, and only when the worker is registered."""
+    register(store, 3, epoch=1)
+    put(store, 2)
+    (claimed,) = take(store, 1)
+    (other,) = take(store, 1, epoch=9)
+    assert [get(store, one.id).worker for one in (claimed, other)] == ["w3", None]
+    assert [each.worker for each in page(store).jobs] == [None, "w3"]
+    apply(store, success(claimed))
+    assert get(store, claimed.id).worker is None
+
+
+def test_a_census_counts_what_matches_by_task_and_state(store: Store) -> None:
+    """Each task and state once, and together as many as are found."""
+    put(store, 3)
+    put(store, 2, task="other", queue="q")
+    take(store, 1)
+    everything = store.read(partial(find.census, which=JobFilter()))
+    assert sorted(everything) == [
+        ("mail", JobState.READY, 2), ("mail", JobState.RUNNING, 1), ("other", JobState.READY, 2),
+    ]  # fmt: skip
+    assert store.read(partial(find.census, which=JobFilter(queue="q"))) == [("other", JobState.READY, 2)]
+    assert store.read(partial(find.census, which=JobFilter(queue="none"))) == []
 
 
 def test_counts_are_by_queue_and_state(store: Store) -> None:

@@ -26,7 +26,7 @@ from treadle.errors import StoreError
 from treadle.model.job import Claimed, JobState
 from treadle.store.adoption import adopt
 from treadle.store.ops import meta, notes, workers
-from treadle.store.ops.prune import cutoff_by_count, prune
+from treadle.store.ops.prune import count_old, cutoff_by_count, prune
 from treadle.store.store import Store
 
 TABLES = ("jobs", "payloads", "results", "attempts", "tags", "progress", "checkpoints", "immediates")
@@ -71,6 +71,18 @@ def test_each_ended_state_is_pruned_by_itself(store: Store, of: JobState) -> Non
         ended(store, 1, START - 1, each)
     assert pruned(store, START, of=of) == 1
     assert count(store, "treadle_jobs") == 2
+
+
+def test_what_would_be_pruned_is_counted(store: Store) -> None:
+    """The count is what all slices together delete."""
+    ended(store, 3, START - 1)
+    ended(store, 2, START)
+    look = partial(count_old, state=JobState.SUCCEEDED, before=START)
+    assert store.read(look) == 3
+    assert pruned(store, START, most=2) + pruned(store, START) == 3
+    assert store.read(look) == 0
+    with pytest.raises(ValueError, match="Only ended jobs are pruned"):
+        store.read(partial(count_old, state=JobState.READY, before=START))
 
 
 @pytest.mark.parametrize("of", [each for each in JobState if not each.ended])

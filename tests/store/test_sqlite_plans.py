@@ -69,9 +69,11 @@ def statements() -> dict[str, str]:
             if name.isupper() and isinstance(text, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", text):
                 found[f"{module.__name__.rsplit('.')[-1]}.{name}"] = text
     found |= {f"{name} hex": getattr(claim, name[6:]).make(SQLITE_HEX) for name in ("claim.PICK", "claim.PICK_FRESH")}
-    for name in ("OLD", "ANY", "NTH_NEWEST"):
+    for name in ("OLD", "ANY", "NTH_NEWEST", "COUNT_OLD"):
         found |= {f"prune.{name} {state}": sql.sqlite for state, sql in getattr(prune, name).items()}
     found.pop("sequences.NEXT")  # PostgreSQL only
+    of_job = "l.seq > :after AND l.job_id = :job AND l.level >= :level"
+    found |= {name: text.replace("{conditions}", of_job) for name, text in found.items() if name.startswith("logs.")}
     return found
 
 

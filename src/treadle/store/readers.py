@@ -135,23 +135,15 @@ class Readers:
 
     def _read(self, connection: sqlite3.Connection, operation: Callable[[Session], T]) -> T:
         until = self._clock.monotonic() + self._deadline
-        interrupts: list[BaseException] = []
-
-        def is_over() -> bool:
-            try:
-                return self._clock.monotonic() > until
-            except BaseException as error:  # Ctrl-C arrives here; SQLite would only see a reason to stop
-                interrupts.append(error)
-                raise
-
-        connection.set_progress_handler(is_over, OPCODES)
+        connection.set_progress_handler(lambda: self._clock.monotonic() > until, OPCODES)
         try:
             connection.execute("BEGIN")
             return operation(Session(connection, SQLITE, self._clock))
         except sqlite3.Error as error:
-            if interrupts:
-                raise interrupts[0] from error
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                if self._clock.monotonic() <= until:
+                    # Not the deadline, so Ctrl-C came while the handler was called; sqlite3 keeps that to itself.
+                    raise KeyboardInterrupt from error
                 raise StoreBusy(
                     f"The read took longer than {self._deadline:g} s and was stopped; narrow the filter."
                 ) from error
