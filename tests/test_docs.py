@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
@@ -91,6 +92,86 @@ def commands(group: click.Group, above: str = "treadle") -> Iterator[str]:
             yield from commands(command, full)
         else:
             yield full
+
+
+class Section(NamedTuple):
+    """What the reference says of one command: its own words, and those that stand before it."""
+
+    own: str
+    shared: str
+
+
+def reference() -> dict[str, Section]:
+    """The sections of docs/cli.md by command."""
+    preamble, *chapters = re.split(r"^## ", pages()["cli.md"], flags=re.MULTILINE)
+    common, filters, *chapters = chapters
+    found = {}
+    for chapter in chapters:
+        before, *sections = re.split(r"^### ", chapter, flags=re.MULTILINE)
+        for section in sections:
+            name, _, own = section.partition("\n")
+            linked = filters if "(#filters)" in before + own else ""
+            found[name.strip("`")] = Section(own, preamble + common + before + linked)
+    return found
+
+
+def options(text: str) -> set[str]:
+    """The long options that a text has in code style."""
+    return {word for code in CODE.findall(text) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)}
+
+
+LEAVES = sorted(commands(main))
+
+
+def leaf(name: str) -> click.Command:
+    """The command of this full name."""
+    found: click.Command = main
+    for word in name.split()[1:]:
+        assert isinstance(found, click.Group)
+        found = found.commands[word]
+    return found
+
+
+def accepted(name: str) -> set[str]:
+    """The long options of a command."""
+    return {
+        option
+        for param in leaf(name).params
+        if isinstance(param, click.Option)
+        for option in (*param.opts, *param.secondary_opts)
+        if option.startswith("--")
+    }
+
+
+def test_the_reference_has_exactly_the_commands_there_are() -> None:
+    """docs/cli.md has a section for each command, and none for another."""
+    assert sorted(reference()) == LEAVES
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_every_option_of_a_command_is_in_the_reference(command: str) -> None:
+    """A reader of a command's section, and of what stands before it, sees each option it takes."""
+    section = reference()[command]
+    known = options(section.own) | options(section.shared)
+    if command == "treadle worker":
+        known |= options(pages()["workers.md"])
+    assert accepted(command) - known == set()
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_the_reference_names_no_option_that_is_not_there(command: str) -> None:
+    """An option that a command's own section names, the command takes."""
+    named = options(re.sub(r"^```.*?^```$", "", reference()[command].own, flags=re.MULTILINE | re.DOTALL))
+    assert named - accepted(command) == set()
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_every_command_helps(command: str) -> None:
+    """Each command, option and argument says in its help what it is for; the first sentence fits into a list."""
+    found = leaf(command)
+    assert found.get_short_help_str(limit=68) == found.get_short_help_str(limit=1000)
+    missing = [param.name for param in found.params if isinstance(param, click.Option) and not param.help]
+    assert missing == []
 
 
 ERRORS = {

@@ -38,10 +38,11 @@ def bench(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how soon jobs start: real worker processes, and a producer that keeps its rate.
+    """Measure how soon jobs start on this machine.
 
-    Pickup is the time from a job's enqueue to the beginning of its handler, from the history. Exit code 1 when a job
-    ran twice or not at all. Durability is that of the settings: TREADLE_DURABILITY=normal treadle bench.
+    Real worker processes, and a producer that keeps its rate. Pickup is the time from a job's enqueue to the
+    beginning of its handler, from the history. Exit code 1 when a job ran twice or not at all. Durability is that of
+    the settings: TREADLE_DURABILITY=normal treadle bench.
     """
     with tempfile.TemporaryDirectory(prefix="treadle-bench-") as folder:
         path = Path(folder) / "jobs.db" if store is None else path_of(store)

@@ -24,12 +24,12 @@ LOW, HIGH = defaults.PRIORITY_RANGE
 
 
 @click.command(epilog=TIMES)
-@targeted
 @click.option("--arguments", metavar="JSON", help="Other arguments, an object by parameter name; for one ID only.")
+@targeted
 def retry(*, target: Target, arguments: str | None) -> None:
-    """Run failed, held or cancelled jobs again, with their whole budget; the history stays.
+    """Run failed, held or cancelled jobs again.
 
-    New arguments are checked when the job runs.
+    Their budget is whole again and their history stays. New arguments are checked when the job runs.
     """
     given = None if arguments is None else _arguments(arguments, target)
     perform(target, Verb(
@@ -40,8 +40,8 @@ def retry(*, target: Target, arguments: str | None) -> None:
 
 
 @click.command(epilog=TIMES)
-@targeted
 @click.option("--reason", help="Kept with the job. Default: cancelled by account@host.")
+@targeted
 def cancel(*, target: Target, reason: str | None) -> None:
     """Call off jobs; running ones are asked to stop.
 
@@ -56,9 +56,9 @@ def cancel(*, target: Target, reason: str | None) -> None:
 
 
 @click.command(epilog=TIMES)
-@targeted
 @click.option("--in", "delay", type=DURATION, help="Due so long from now: 0, 10m, 2h.")
 @click.option("--at", "run_at", type=AT, help="Due at this TIME, ISO 8601.")
+@targeted
 def reschedule(*, target: Target, delay: timedelta | None, run_at: datetime | None) -> None:
     """Let scheduled and ready jobs run at another time."""
     if (delay is None) == (run_at is None):
@@ -71,10 +71,13 @@ def reschedule(*, target: Target, delay: timedelta | None, run_at: datetime | No
 
 
 @click.command(epilog=TIMES)
-@targeted
 @click.option("--to", "value", type=click.IntRange(LOW, HIGH), required=True, help="Higher goes first; 0 is usual.")
+@targeted
 def priority(*, target: Target, value: int) -> None:
-    """Give jobs another priority, -100 to 100; for a running one it counts from its next attempt on."""
+    """Give jobs another priority, -100 to 100.
+
+    For a running job it counts from its next attempt on.
+    """
     check_priority(value)
     perform(target, Verb(
         name="priority", ask=f"Give {{}} priority {value}?", done=f"given priority {value}",
@@ -84,10 +87,13 @@ def priority(*, target: Target, value: int) -> None:
 
 
 @click.command(epilog=TIMES)
-@targeted
 @click.option("--to", "name", metavar="QUEUE", required=True, shell_complete=known_queues, help="The other queue.")
+@targeted
 def move(*, target: Target, name: str) -> None:
-    """Put jobs that have not begun into another queue; its cap does not refuse them."""
+    """Put jobs that have not begun into another queue.
+
+    The cap of that queue does not refuse them.
+    """
     check_name("queue", name, 100)
     perform(target, Verb(
         name="move", ask=f"Move {{}} to {safe(name)}?", done=f"moved to {safe(name)}",
@@ -99,7 +105,10 @@ def move(*, target: Target, name: str) -> None:
 @click.command(epilog=TIMES)
 @targeted
 def delete(*, target: Target) -> None:
-    """Remove jobs with all their history; running ones must be cancelled first."""
+    """Remove jobs with all their history.
+
+    Running ones must be cancelled first.
+    """
     perform(target, Verb(
         name="delete", ask="Delete {}, history included?", done="deleted, history included",
         states=change.delete().states,

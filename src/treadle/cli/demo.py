@@ -60,9 +60,10 @@ class TerminalScreen:
 @click.option("--kill/--no-kill", default=True, show_default=True, help="Kill a worker with SIGKILL midway.")
 @click.option("--fresh", is_flag=True, help="Begin anew: remove what an earlier demo left in --dest.")
 def demo(*, source: Path, dest: Path, workers: int, kill: bool, fresh: bool) -> None:
-    """Copy a real folder with jobs, kill a worker midway, and compare every file by SHA-256.
+    """Copy a real folder with jobs, and kill a worker midway.
 
-    Interrupt it and run it again: it goes on where it was. Exit code 0 only when everything matches.
+    Every file is compared by SHA-256 at the end. Interrupt it and run it again: it goes on where it was. Exit code 0
+    only when everything matches.
     """
     options = Options(source=source, dest=dest, workers=workers, kill=kill, fresh=fresh)
     sys.exit(run(options, TerminalScreen()))

@@ -58,7 +58,10 @@ def stats(*, store: str | None, as_json: bool) -> None:
 @store_option
 @json_option
 def doctor(*, store: str | None, as_json: bool) -> None:
-    """Look for what is wrong with the store and say what to do. Exit code 1 when something is."""
+    """Say what is wrong with the store, and what to do.
+
+    Exit code 1 when something is a PROBLEM; a note is something to know.
+    """
     limits = load(Settings())
     assert limits.min_free is not None
     findings = examine(path_of(store), SystemClock(), min_free=limits.min_free, max_size=limits.max_size)
@@ -75,9 +78,10 @@ def doctor(*, store: str | None, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(*, store: str | None, as_json: bool) -> None:
-    """Check the whole file: SQLite's own check, and what must hold between Treadle's tables. Exit code 1 if not.
+    """Check the whole file: is every promise kept?
 
-    It reads everything. On a file of many GB verify a copy made by 'treadle backup'.
+    SQLite's own full check, then what must hold between Treadle's tables. Exit code 1 when something does not. It reads
+    everything. On a file of many GB verify a copy made by 'treadle backup'.
     """
     with opened(store) as app:
         found = list(_told(checks.verify(app.store), quiet=as_json))

@@ -66,7 +66,10 @@ def backup(*, target: Path, store: str | None) -> None:
 @click.command()
 @store_option
 def adopt(*, store: str | None) -> None:
-    """Make a backup copy the database to work on; only when the original is gone."""
+    """Make a backup copy the database to work on.
+
+    Only when the original is gone: both would run the same jobs.
+    """
     with opened(store) as app:
         taken = adoption.adopt(app.store)
     if taken is None:
@@ -80,10 +83,11 @@ def adopt(*, store: str | None) -> None:
 @store_option
 @json_option
 def compact(*, dry_run: bool, yes: bool, store: str | None, as_json: bool) -> None:
-    """Give the space of deleted jobs back to the disk: rebuild the file in place, without its unused pages.
+    """Give the space of deleted jobs back to the disk.
 
-    Nobody can write meanwhile: workers wait, and enqueue is refused when it takes longer than its lock_timeout. So it
-    asks first when workers live. A crash leaves the file as it was.
+    The file is rebuilt in place, without its unused pages. Nobody can write meanwhile: workers wait, and enqueue is
+    refused when it takes longer than its lock_timeout. So it asks first when workers live. A crash leaves the file as
+    it was.
     """
     with opened(store) as app:
         space = app.store.read(health.space)
@@ -124,7 +128,10 @@ def prune_(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Delete the history of jobs that ended long ago, in short slices."""
+    """Delete jobs that ended long ago, with their history.
+
+    It goes in short slices, so nobody waits. Workers do the same all the time, by their own rules.
+    """
     wanted = tuple(JobState(state) for state in states or ENDED)
     with opened(store) as app:
         old = _old(app, wanted, older_than)

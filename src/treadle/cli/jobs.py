@@ -69,7 +69,10 @@ def count_jobs(*, which: JobFilter, store: str | None, as_json: bool) -> None:
 @store_option
 @json_option
 def show_job(*, job_id: int, store: str | None, as_json: bool) -> None:
-    """Show one job: its arguments and result, every attempt with its traceback, its last log lines."""
+    """Show one job with everything that is known of it.
+
+    Its arguments and result, every attempt with its traceback, its last log lines.
+    """
     with opened(store) as app:
         job = app.get(job_id)
         ending = app.store.read(partial(find.ending, job_id=job_id))

@@ -43,9 +43,10 @@ def logs(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Show what one job or all jobs logged and printed, oldest line first.
+    """Show what jobs logged and printed.
 
-    With -f it goes on over restarts of workers until Ctrl-C. With -f --json each line is one JSON object.
+    Of one job or of all, the oldest line first. With -f it goes on over restarts of workers until Ctrl-C. With -f
+    --json each line is one JSON object.
     """
     which = lines.Lines(job=job_id, level=0 if level is None else getattr(logging, level.upper()), task=task)
     with opened(store) as app:

@@ -46,7 +46,7 @@ def queues() -> None:
 @store_option
 @json_option
 def list_queues(*, store: str | None, as_json: bool) -> None:
-    """List queues: jobs by state, the oldest ready one, cap, workers that take it, pause."""
+    """List queues: how many jobs wait, how long, and for what."""
     with opened(store) as app:
         found = app.store.read(partial(_board, app.store))
         now = to_datetime(app.clock.now())
@@ -66,7 +66,10 @@ def list_queues(*, store: str | None, as_json: bool) -> None:
 @names_argument
 @pausing
 def pause_queues(*, queues: tuple[str, ...], wish: Wish) -> None:
-    """Let nobody start jobs of these queues; what runs goes on. It outlives every process."""
+    """Let nobody start jobs of these queues.
+
+    What runs goes on. The pause is stored, so it outlives every process.
+    """
     pause("queue", queues, wish, names.queues)
 
 

@@ -39,7 +39,7 @@ def tasks() -> None:
 @store_option
 @json_option
 def list_tasks(*, store: str | None, as_json: bool) -> None:
-    """List tasks that live workers know or that have jobs: jobs by state, workers that know it, pause."""
+    """List tasks that live workers know or that have jobs."""
     with opened(store) as app:
         found = app.store.read(partial(_board, app.store))
     if as_json:
@@ -57,7 +57,10 @@ def list_tasks(*, store: str | None, as_json: bool) -> None:
 @names_argument
 @pausing
 def pause_tasks(*, tasks: tuple[str, ...], wish: Wish) -> None:
-    """Let nobody start jobs of these tasks; they are blocked, and others of their queues run."""
+    """Let nobody start jobs of these tasks.
+
+    What runs goes on. Their ready jobs are blocked meanwhile; other jobs of their queues run.
+    """
     pause("task", tasks, wish, names.tasks)
 
 

@@ -52,7 +52,10 @@ def list_workers(*, store: str | None, as_json: bool) -> None:
 @by_option
 @store_option
 def pause_worker(*, names: tuple[str, ...], by: str | None, store: str | None) -> None:
-    """Let workers start nothing; what they run goes on. A worker forgets it when it ends."""
+    """Let workers start nothing; what they run goes on.
+
+    A worker forgets it when it ends.
+    """
 
     def act(app: Treadle, worker: str | int) -> None:
         app.pause(worker=worker, by=by)
@@ -77,7 +80,10 @@ def resume_worker(*, names: tuple[str, ...], store: str | None) -> None:
 @by_option
 @store_option
 def drain_worker(*, names: tuple[str, ...], by: str | None, store: str | None) -> None:
-    """Let workers finish what they run, start nothing more, and end. A supervisor starts others."""
+    """Let workers finish what they run, and end.
+
+    They start nothing more. A supervisor starts others.
+    """
 
     def act(app: Treadle, worker: str | int) -> None:
         app.drain(worker, by=by)
@@ -95,11 +101,12 @@ def drain_worker(*, names: tuple[str, ...], by: str | None, store: str | None) -
 def evict_worker(
     *, names: tuple[str, ...], reason: str, by: str | None, dry_run: bool, yes: bool, store: str | None
 ) -> None:
-    """Take the jobs of a worker away although it lives; the last resort for one that is stuck.
+    """Take the jobs of a worker away although it lives.
 
-    Attempts that had begun are charged with a crash and run again elsewhere, while the old handlers may go on until
-    the worker notices: whatever they do twice is done twice. What they still write to the database is refused. Try
-    'drain' first; to end a hung process kill it, and its jobs go back by themselves.
+    The last resort for one that is stuck. Attempts that had begun are charged with a crash and run again elsewhere,
+    while the old handlers may go on until the worker notices: whatever they do twice is done twice. What they still
+    write to the database is refused. Try 'drain' first; to end a hung process kill it, and its jobs go back by
+    themselves.
     """
     with opened(store) as app:
         meant = [(name, *_find(app, name)) for name in dict.fromkeys(names)]
