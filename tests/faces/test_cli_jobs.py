@@ -119,7 +119,8 @@ def test_what_is_no_duration(text: str) -> None:
         ("retry", "1", "--arguments", "[1]"), ("retry", "1", "--arguments", "{"), ("priority", "1"),
         ("priority", "1", "--to", "101"), ("move", "1"), ("move", "1", "--to", "a\x07"), ("reschedule", "1"),
         ("reschedule", "1", "--in", "5"), ("reschedule", "1", "--at", "2h"),
-        ("reschedule", "1", "--in", "1h", "--at", "2030-01-01"),
+        ("reschedule", "1", "--in", "1h", "--at", "2030-01-01"), ("reschedule", "1", "--in", "9999999d"),
+        ("reschedule", "1", "--at", "0001-01-01T00:00+23:00"), ("list", "--enqueued-after", "9999999d"),
     ],
 )  # fmt: skip
 def test_wrong_usage_changes_nothing(app: Treadle, tmp_path: Path, words: tuple[str, ...]) -> None:

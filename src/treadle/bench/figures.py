@@ -55,19 +55,19 @@ class Figures:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value; percentiles by nearest rank.
+    """Of at least one value, to the microsecond; percentiles by nearest rank.
 
     Example:
         >>> spread([3.0, 1.0, 2.0])
         Spread(min=1.0, median=2.0, p95=3.0, p99=3.0, max=3.0)
     """
-    ordered = sorted(values)
+    ordered = sorted(round(value, 3) for value in values)
 
     def percentile(percent: int) -> float:
         return ordered[-(-len(ordered) * percent // 100) - 1]
 
     return Spread(
-        min=ordered[0], median=statistics.median(ordered), p95=percentile(95), p99=percentile(99), max=ordered[-1]
+        min=ordered[0], median=round(statistics.median(ordered), 3), p95=percentile(95), p99=percentile(99), max=ordered[-1]
     )
 
 

@@ -24,6 +24,7 @@ UNITS: Final = {
     "s": timedelta(seconds=1), "m": timedelta(minutes=1), "min": timedelta(minutes=1), "h": timedelta(hours=1),
     "d": timedelta(days=1), "w": timedelta(weeks=1),
 }  # fmt: skip
+LONGEST: Final = timedelta(days=36_500)
 ID_MOST: Final = (1 << 63) - 1
 ID: Final = click.IntRange(min=1, max=ID_MOST)
 TIMES: Final = "TIME is ISO 8601, in UTC unless it has an offset, or an age: 30m, 2h, 7d ago."
@@ -39,7 +40,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in la
         if isinstance(value, timedelta):
             return value
         found = duration_of(str(value))
-        if found is None:
+        if found is None or found > LONGEST:
             self.fail(f"{value!r} is no duration; write a number with its unit, such as 700us, 90s, 2h or 7d.")
         return found
 
@@ -62,7 +63,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
             if age is not None:
                 return to_datetime(SystemClock().now()) - age
             found = datetime.fromisoformat(text)
-            return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+            return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         except (ValueError, OverflowError):
             hint = "ISO 8601 such as 2030-01-02T03:04Z" + (", or an age such as 2h or 7d" if self._ages else "")
             self.fail(f"{value!r} is no time; write {hint}.")
