@@ -67,8 +67,9 @@ def spread(values: Sequence[float]) -> Spread:
         return ordered[-(-len(ordered) * percent // 100) - 1]
 
     return Spread(
-        min=ordered[0], median=round(statistics.median(ordered), 3), p95=percentile(95), p99=percentile(99), max=ordered[-1]
-    )
+        min=ordered[0], median=round(statistics.median(ordered), 3), p95=percentile(95), p99=percentile(99),
+        max=ordered[-1],
+    )  # fmt: skip
 
 
 def work_out(
