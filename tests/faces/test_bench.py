@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,18 @@ from treadle.bench.figures import spread, work_out
 from treadle.bench.produce import produce
 from treadle.clock import SystemClock, processor_time
 from treadle.host.process import own_identity
+from treadle.store.ops import sequences
 from treadle.store.ops.runs import Run
 
 
 def test_every_job_runs_once(tmp_path: Path) -> None:
-    """Two processes, a few hundred jobs at a rate: everything is done once, and the figures fit one another."""
+    """Two processes, a few hundred jobs at a rate: everything is done once, and the figures fit one another.
+
+    Settings that are meant for workers of one's own do not get in the way.
+    """
     done = treadle(
         "bench", "--jobs", "300", "--every", "1ms", "--concurrency", "5", "--processes", "2", "--idle", "100ms",
-        "--store", "new.db", "--json", cwd=tmp_path,
+        "--store", "new.db", "--json", cwd=tmp_path, TREADLE_PROCESSES="3", TREADLE_QUEUES="others",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -35,13 +40,13 @@ def test_every_job_runs_once(tmp_path: Path) -> None:
         values = [found[name][part] for part in ("min", "median", "p95", "p99", "max")]
         assert values == sorted(values)
         assert values[0] > 0
-    assert found["seconds"] >= 0.299
     assert found["jobs_per_second"] == pytest.approx(300 / found["seconds"])
     assert 0 <= found["idle_cpu_percent"] < 100
     with Treadle(f"sqlite:///{tmp_path}/new.db") as app:
         assert app.counts() == {"bench": {"succeeded": 300}}
         assert {attempt.attempt for job in app.find(size=300).jobs for attempt in app.get(job.id).attempts} >= {1}
         assert app.workers() == ()
+        assert app.store.run(partial(sequences.burn, name="epoch", count=1))[0] == 1 + 2  # two workers came and went
 
 
 def test_figures_for_people(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ class Crew:
         reading, lifeline = os.pipe()
         with self._log.open("ab") as log:
             process = spawn_python(
-                ["-m", "treadle", "worker", *self._words, "--store", self._url, "--name", name, "--until-eof"],
+                ["-m", "treadle", "worker", *self._words, "--store", self._url, "--name", name, "--until-eof",
+                 "--processes", "1"],  # whatever the settings say: each is to be one process
                 stdin=reading, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         os.close(reading)

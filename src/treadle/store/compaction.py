@@ -12,6 +12,7 @@ import threading
 from typing import Final, NamedTuple
 
 from treadle.errors import StoreFull
+from treadle.host.failpoints import reach
 from treadle.host.files import free_bytes
 from treadle.store import health
 from treadle.store.dialect import SQLITE
@@ -20,8 +21,10 @@ from treadle.store.ops.meta import mark_compacted
 from treadle.store.session import Session
 from treadle.store.sqlite import connect, translate
 from treadle.store.store import Store
+from treadle.store.transaction import begin, commit
 
 LOOK_EVERY: Final = 0.05
+COMPACT: Final = "compact"
 
 
 class Compacted(NamedTuple):
@@ -77,8 +80,9 @@ def _checkpoint(store: Store, writer: sqlite3.Connection, keeper: sqlite3.Connec
     """
     until, pause = store.clock.monotonic() + store.options.lock_timeout, threading.Event()
     while True:
-        patiently(lambda: writer.execute("BEGIN IMMEDIATE"), store.clock, store.options.lock_timeout, store.path)
+        _begin(store, writer)
         try:
+            reach("after_begin", COMPACT)
             _, frames, copied = keeper.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:
             writer.execute("ROLLBACK")
@@ -91,10 +95,16 @@ def _checkpoint(store: Store, writer: sqlite3.Connection, keeper: sqlite3.Connec
 
 def _shrink_log(store: Store, writer: sqlite3.Connection) -> None:
     """Write one row: the first write after a whole checkpoint begins the log anew and cuts it to the size limit."""
-    patiently(lambda: writer.execute("BEGIN IMMEDIATE"), store.clock, store.options.lock_timeout, store.path)
+    _begin(store, writer)
     try:
+        reach("after_begin", COMPACT)
         mark_compacted(Session(writer, SQLITE, store.clock))
-        writer.execute("COMMIT")
+        commit(writer, store.path, COMPACT)
+        reach("after_commit", COMPACT)
     finally:
         if writer.in_transaction:
             writer.execute("ROLLBACK")
+
+
+def _begin(store: Store, writer: sqlite3.Connection) -> None:
+    patiently(lambda: begin(writer, COMPACT), store.clock, store.options.lock_timeout, store.path)

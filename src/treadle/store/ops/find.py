@@ -140,7 +140,7 @@ def count(session: Session, which: JobFilter, states: Iterable[JobState]) -> int
 
 def census(session: Session, which: JobFilter) -> list[Census]:
     """How many jobs match, by task and state; reads every job that may match."""
-    conditions, values = _conditions(which)
+    conditions, values = _conditions(which, session.dialect)
     rows = session.rows(CENSUS.format(conditions=" AND ".join(conditions) or "1"), values)
     return [Census(task, STATES[state], number) for task, state, number in rows]
 
