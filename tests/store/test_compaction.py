@@ -17,7 +17,8 @@ from treadle.errors import StoreBusy, StoreFull
 from treadle.store import health
 from treadle.store.compaction import compact
 from treadle.store.ops import find
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 from treadle.store.verify import verify
 
 COMPACT = """

@@ -13,7 +13,8 @@ from store.making import apply, change, failure, put, register, success, take
 from treadle.clock import HeldClock
 from treadle.errors import StoreError
 from treadle.store.ops import logs, notes
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 from treadle.store.verify import OF_JOBS, RULES, verify
 
 

@@ -11,7 +11,8 @@ from treadle.doctor.around import library, place, surroundings
 from treadle.doctor.finding import Finding, Level, problem
 from treadle.doctor.inside import contents
 from treadle.errors import StoreError
-from treadle.store.store import Store, StoreOptions
+from treadle.store.options import StoreOptions
+from treadle.store.store import Store
 
 DECISIVE: Final = ("SQLite", "file system", "schema")
 

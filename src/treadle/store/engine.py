@@ -120,6 +120,10 @@ class Engine(ABC):
         """Run a read on this thread."""
 
     @abstractmethod
+    def read_long(self, operation: Callable[[Session], T], seconds: float) -> T:
+        """Run a read that may take so long, on this thread and a connection of its own."""
+
+    @abstractmethod
     def submit_read(self, operation: Callable[[Session], T]) -> Future[T]:
         """Run a read on a pool; for callers that must not block."""
 

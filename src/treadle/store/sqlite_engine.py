@@ -77,6 +77,14 @@ class SqliteEngine(Engine):
         """Run a read on this thread."""
         return self._readers.run(operation)
 
+    def read_long(self, operation: Callable[[Session], T], seconds: float) -> T:
+        """Run a read with another deadline."""
+        patient = Readers(self.facts, self.clock, deadline=seconds)
+        try:
+            return patient.run(operation)
+        finally:
+            patient.close()
+
     def submit_read(self, operation: Callable[[Session], T]) -> Future[T]:
         """Run a read on the pool of readers."""
         return self._readers.submit(operation)

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from treadle.clock import Clock
 from treadle.model.job import STATES
 from treadle.store import migrate
-from treadle.store.readers import Readers
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -154,14 +153,10 @@ def verify(store: Store) -> Iterator[Verdict]:
     checks: list[Callable[[Session], Verdict]] = [
         partial(_schema, store.clock), _sequences, _places, _counts, *(partial(_rule, rule) for rule in RULES),
     ]  # fmt: skip
-    patient = Readers(store.facts, store.clock, deadline=PATIENCE)
-    try:
-        whole = patient.run(_integrity)
-        yield whole
-        for check in checks if whole.sound else ():
-            yield patient.run(check)
-    finally:
-        patient.close()
+    whole = store.engine.read_long(_integrity, PATIENCE)
+    yield whole
+    for check in checks if whole.sound else ():
+        yield store.engine.read_long(check, PATIENCE)
 
 
 def _rule(rule: Rule, session: Session) -> Verdict:
