@@ -77,6 +77,7 @@ def build(setup: Setup, *, late: bool = False) -> App:
     @app.task(name="plain", retry=QUICK)
     def plain(job: JobContext, token: str, place: int, kind: str, millis: int) -> int:
         with attempt(ledger, job):
+            job.progress(0.5, kind)
             if kind == "checkpoint":
                 ledger.write("resumed", job=job.id, value=job.last_checkpoint())
                 job.checkpoint(job.attempt)
@@ -87,6 +88,7 @@ def build(setup: Setup, *, late: bool = False) -> App:
     @app.task(name="coroutine", retry=QUICK)
     async def coroutine(job: JobContext, token: str, place: int, kind: str, millis: int) -> int:
         with attempt(ledger, job):
+            job.progress(0.5, kind)
             if kind == "checkpoint":
                 ledger.write("resumed", job=job.id, value=await job.alast_checkpoint())
                 await job.acheckpoint(job.attempt)

@@ -20,6 +20,8 @@ from faults.ledger import Ledger, read_all
 from treadle import JobContext, Retry, Task, Treadle, TreadleError
 from treadle.clock import Clock
 from treadle.errors import StoreLost
+from treadle.host import failpoints
+from treadle.store.sqlite import failure
 
 LOST = 70
 
@@ -94,6 +96,12 @@ def work(folder: Path, name: str, new: str = "") -> None:
     stage.app.close()
 
 
+def broken(folder: Path, point: str) -> None:
+    """The same, on a disk that fails for ever at a fail point."""
+    failpoints.arm(failpoints.raising(lambda: failure("SQLITE_IOERR_FSYNC")), point, times=None)
+    work(folder, "broken")
+
+
 def enqueue(folder: Path, threads: str, each: str) -> None:
     """Enqueue from many threads at once; one error of any kind is an exit code of 1."""
     stage, errors = build(folder), []
@@ -155,7 +163,7 @@ def _told(error: TreadleError) -> bool:
 
 
 ROLES: dict[str, Callable[..., None]] = {
-    "worker": work, "enqueue": enqueue, "fork": fork, "vanish": vanish,
+    "worker": work, "broken": broken, "enqueue": enqueue, "fork": fork, "vanish": vanish,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Settler:
         self._on_lost = on_lost
         self._on_fatal = on_fatal
         self._waiting: deque[Transition] = deque()
+        self._parked = 0
         self._notes: Notes = {}
         self._lines: Lines = {}
         self._wake = asyncio.Event()
@@ -84,7 +85,7 @@ class Settler:
     @property
     def waiting(self) -> int:
         """How many outcomes are not stored yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._parked
 
     async def serve(self) -> None:
         """Store what comes until cancelled."""
@@ -95,7 +96,7 @@ class Settler:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH_MOST, len(self._waiting)))]
                 if not await self._store_batch(batch):
                     return
-            if not self._waiting:
+            if not self.waiting:
                 self._idle.set()
 
     async def serve_notes(self) -> None:
@@ -138,7 +139,8 @@ class Settler:
         if culprit.outcome is AttemptOutcome.HELD:
             # Not even that can be stored now. It waits its turn, so that the others are not kept waiting.
             log.error("Job %s cannot be held either (%r); it is tried again.", culprit.job_id, error)
-            asyncio.get_running_loop().call_later(PATIENCE[-1], self.add, culprit)
+            self._parked += 1
+            asyncio.get_running_loop().call_later(PATIENCE[-1], self._unpark, culprit)
             return True
         log.error("The outcome of job %s cannot be stored (%r); the job is held.", culprit.job_id, error)
         told = str(error) if isinstance(error, TreadleError) else repr(error)
@@ -147,6 +149,10 @@ class Settler:
             culprit.finished_at, reason=f"outcome not stored: {told}"[:500],
         )  # fmt: skip
         return await self._store_batch([held])
+
+    def _unpark(self, transition: Transition) -> None:
+        self._parked -= 1
+        self.add(transition)
 
     async def _be_patient(self, tries: int, batch: list[Transition], error: TreadleError) -> None:
         if tries in (0, 10) or tries % 60 == 0:
