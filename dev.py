@@ -25,7 +25,7 @@ COMMANDS = {
     "check": [["ruff", "check"], ["mypy"], ["lint-imports"]],
     "chaos": [["python", "tests/faults/chaos.py"]],
     "siege": [["python", "tests/faults/siege.py"]],
-    "faults": [["python", "tests/faults/points.py"]],
+    "faults": [["python", "tests/faults"]],
     "bench": [["python", "-m", "benchmarks"]],
 }
 

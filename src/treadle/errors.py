@@ -113,10 +113,10 @@ class StoreBroken(StoreLost):
 
 
 class OutcomeUnknown(StoreBroken):
-    """The disk failed while a transaction was committed: it may be stored or not, now or after the next restart.
+    """The disk failed while a transaction was committed: it may be stored or not, or appear after a crash.
 
     Attributes:
-        ids: ids of the jobs in question, when an enqueue was cut; ``app.get(id)`` tells later.
+        ids: ids of the jobs in question, when it was an enqueue; once something else was stored, ``app.get(id)`` tells.
     """
 
     def __init__(self, message: str, *, ids: Sequence[int] = ()) -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection
@@ -39,7 +40,8 @@ STORED = ("after_commit", "before_told", "after_told")
 BOUNDARIES = ("before_begin", "after_begin", "before_commit", *STORED)
 ENDS = {
     "": {0}, "exception": {0, BROKEN}, "exit": {EXIT_CODE}, "kill": {-signal.SIGKILL}, "stall": {0, -signal.SIGKILL},
-    "busy": {0}, "full": {0}, "ioerr": {LOST},
+    "busy": {0}, "full": {0}, "ioerr": {LOST}, "disk ioerr": {0, LOST}, "disk full": {0},
+    "disk crash": {0, LOST, -signal.SIGKILL},
 }  # fmt: skip
 """How a victim may end once a trap of that fault has sprung."""
 
@@ -73,16 +75,19 @@ class Campaign:
     stalls: int = 0
     problems: list[str] = field(default_factory=list)
     reached: list[str] = field(default_factory=list)
+    ends: list[int | None] = field(default_factory=list)
+    unknown: int = 0
+    unknown_stored: int = 0
 
     def __post_init__(self) -> None:
         (self.setup.folder / "ledgers").mkdir()
         self.ledger = Ledger(self.setup.folder / "ledgers")
-        PROCESSES.set_forkserver_preload(["__main__", "faults.points_app", "faults.chaos_app"])
+        PROCESSES.set_forkserver_preload(["__main__", "faults.disk_app", "faults.points_app", "faults.chaos_app"])
 
-    def send(self, plan: Plan) -> list[str]:
+    def send(self, plan: Plan, target: Callable[[Setup, Connection, Plan], None] = live) -> list[str]:
         """Send one victim and wait for its end; the points that sprang."""
         ours, theirs = PROCESSES.Pipe()
-        victim = PROCESSES.Process(target=live, args=(self.setup, theirs, plan), name=f"victim of {plan.fault}")
+        victim = PROCESSES.Process(target=target, args=(self.setup, theirs, plan), name=f"victim of {plan.fault}")
         victim.start()
         theirs.close()
         self.victims += 1
@@ -91,6 +96,7 @@ class Campaign:
         finally:
             victim.join(PATIENCE)
             ours.close()
+        self.ends.append(victim.exitcode)
         self._judge_end(victim.exitcode, plan, sprung)
         return sprung
 
@@ -153,7 +159,10 @@ class Campaign:
                 member.process.kill()
                 conductor.bury(member)
         jobs, attempts = read_database(self.setup.database)
-        found = check(History(read_all(self.setup.folder / "ledgers"), jobs, attempts))
+        history = History(read_all(self.setup.folder / "ledgers"), jobs, attempts)
+        unknown = {record["token"] for record in history.of("unknown")}
+        self.unknown, self.unknown_stored = len(unknown), len(unknown & history.by_token.keys())
+        found = check(history)
         return found + [Anomaly("process", text) for text in self.problems + conductor.problems]
 
 

@@ -12,6 +12,7 @@ import os
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import timedelta
@@ -19,7 +20,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from faults.chaos_app import App, Setup, arguments, attempt, build, connect
+from faults.chaos_app import App, Setup, arguments, attempt, build
 from treadle import JobContext, Keep, Retention, Task, TreadleError, Worker, WorkerOptions, defaults
 from treadle.errors import OutcomeUnknown, StoreLost
 from treadle.host import failpoints
@@ -27,7 +28,8 @@ from treadle.host.files import FileIdentity, identity_of
 from treadle.host.process import own_identity
 from treadle.store.ops import meta, workers
 from treadle.store.roster import SLOTS
-from treadle.store.sqlite import failure
+from treadle.store.sqlite import failure, is_damage
+from treadle.store.store import Store
 from treadle.worker import settler
 from treadle.worker.presence import Presence
 
@@ -35,6 +37,7 @@ LOST, BROKEN = 70, 1
 ERRORS = {"busy": "SQLITE_BUSY", "full": "SQLITE_FULL", "ioerr": "SQLITE_IOERR_FSYNC"}
 FAULTS = ("exception", "exit", "kill", "stall", *ERRORS)
 WORKER_TRIES = 20
+PAUSE = 0.1
 FOR_EVER = 0.7
 
 
@@ -149,10 +152,14 @@ def _action(victim: Victim, pipe: Connection, fault: str) -> failpoints.Action:
 async def _live(victim: Victim, pipe: Connection, plan: Plan) -> int:
     if plan.times is not None:
         set_traps(victim, pipe, plan)
-    await asyncio.to_thread(_prepare, victim)
-    worker = await _started(victim)
+    try:
+        await asyncio.to_thread(_prepare, victim)
+        worker = await _started(victim)
+    except StoreLost as error:
+        logging.warning("the store cannot be used: %r", error)
+        return LOST
     if worker is None:
-        return LOST if victim.app.treadle.store.damage else BROKEN
+        return BROKEN
     if plan.times is None:
         set_traps(victim, pipe, plan)  # for ever is from now on: no worker would start
         threading.Timer(FOR_EVER, lambda: (failpoints.disarm(), victim.healed.set())).start()
@@ -173,8 +180,8 @@ async def _live(victim: Victim, pipe: Connection, plan: Plan) -> int:
 
 def _prepare(victim: Victim) -> None:
     """While nothing else is going on: a lone enqueue, and a worker that died in another slot, to be rescued."""
+    store = _opened(victim)
     single(victim, f"{os.getpid()}-first")
-    store = victim.app.treadle.store
     who = own_identity()
     identity = identity_of(store.facts.side / SLOTS)
     dead = workers.Registration(
@@ -182,6 +189,18 @@ def _prepare(victim: Victim) -> None:
         tasks=(), concurrency=1, **(identity or FileIdentity(0, 0))._asdict(),
     )  # fmt: skip
     quietly(lambda: store.run(partial(workers.register, who=dead, epoch=2**40)))
+
+
+def _opened(victim: Victim) -> Store:
+    for _ in range(WORKER_TRIES):
+        try:
+            return victim.app.treadle.store
+        except StoreLost:
+            raise
+        except TreadleError as error:
+            logging.warning("the store does not open: %r", error)
+            time.sleep(PAUSE)
+    raise AssertionError("the store never opened")
 
 
 async def _started(victim: Victim) -> Worker | None:
@@ -194,9 +213,10 @@ async def _started(victim: Victim) -> Worker | None:
         try:
             await worker.start()
         except StoreLost:
-            return None
+            raise
         except (Injected, sqlite3.Error, TreadleError) as error:
             logging.warning("worker did not start: %r", error)
+            await asyncio.sleep(PAUSE)
             continue
         return worker
     return None
@@ -266,18 +286,17 @@ def own(victim: Victim, token: str) -> None:
     """Two enqueues in the victim's own transaction, committed or rolled back."""
     victim.app.ledger.write("intent", token=token, count=2)
     commit = victim.luck.random() < 0.7
-    with closing(connect(victim.setup.database)) as connection:
-        connection.execute("PRAGMA busy_timeout = 500")
-        try:
+    try:
+        # Whatever fails, closing the connection rolls back.
+        with closing(sqlite3.connect(victim.setup.database, timeout=0.5, isolation_level=None)) as connection:
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("BEGIN IMMEDIATE")
             task = victim.app.plain.using(connection=connection)
             ids = [task.enqueue(**_arguments(victim, token, place)).id for place in range(2)]
             connection.execute("COMMIT" if commit else "ROLLBACK")
-        except (Injected, sqlite3.Error, TreadleError) as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            victim.app.ledger.write("fail", token=token, error=repr(error))
-            return
+    except (Injected, sqlite3.Error, TreadleError) as error:
+        refused(victim, token, error)
+        return
     victim.app.ledger.write("ack" if commit else "rollback", token=token, ids=ids)
 
 
@@ -316,8 +335,8 @@ def told(victim: Victim, token: str, count: int, store: Callable[[], list[int]])
 
 
 def refused(victim: Victim, token: str, error: Exception) -> None:
-    """A refusal says that nothing was stored, unless it says that nobody knows."""
-    kind = "unknown" if isinstance(error, OutcomeUnknown) else "fail"
+    """A refusal says that nothing was stored, unless it says that nobody knows; of one's own COMMIT nobody does."""
+    kind = "unknown" if isinstance(error, OutcomeUnknown) or is_damage(error) else "fail"
     victim.app.ledger.write(kind, token=token, error=repr(error))
 
 

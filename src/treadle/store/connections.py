@@ -153,11 +153,15 @@ class Connections:
             self._close_connections()
 
     def undo_for(self, error: BaseException) -> None:
-        """Roll back because of *error*. After a failure of the disk nothing of the connections is trusted either."""
+        """Roll back because of *error*, and remember a failure of the disk.
+
+        The connections stay open on purpose. What a failed commit has written lies beyond the end of the log that they
+        agree on, so the next commit overwrites it. Opened anew, recovery might take it for committed; later commits
+        would then build on bytes that the kernel may have given up writing.
+        """
         self.undo()
         if is_damage(error) or isinstance(error, StoreBroken):
             self._note_damage(error)
-            self._close_connections()
 
     def committed(self, session: Session) -> None:
         """Ring the bell when the transaction made work, and count what it added to the write-ahead log."""
@@ -214,6 +218,10 @@ class Connections:
             self._frames = min(float(frames - copied), defaults.CHECKPOINT_FRAMES / 2)
         correction = max(0.5, min(2.0, guessed / max(frames, 1)))
         self._rows_per_frame = max(1.0, min(200.0, self._rows_per_frame * correction))
+
+    def checkpoint_soon(self) -> None:
+        """Checkpoint after the next commit, even if others have to wait for it."""
+        self._frames = 2.0 * defaults.CHECKPOINT_FRAMES
 
     def pause(self, seconds: float) -> None:
         """Wait a moment before trying for the write lock again."""

@@ -52,6 +52,8 @@ class SqliteEngine(Engine):
         )
         self.place, self.side = str(self.facts.path), self.facts.side
         self.connections = Connections(self.facts, clock)
+        if suspicion.is_marked(self.side):
+            self.connections.checkpoint_soon()
         self._lane = Lane(self.connections)
         self._readers = Readers(self.facts, clock)
 
@@ -137,6 +139,9 @@ class SqliteEngine(Engine):
         """Let SQLite check the file if it is marked."""
         if self.connections.damage is None and not suspicion.is_marked(self.side):
             return
+        # What recovery found in the log may be in memory only, on pages the kernel gave up: get it into the database.
+        self.connections.checkpoint_soon()
+        self.connections.damage = None
         try:
             found = self.read(health.damage)
         except StoreBusy as error:
@@ -145,7 +150,6 @@ class SqliteEngine(Engine):
         if found:
             raise StoreBroken(f"The database {self.path} is corrupt: {'; '.join(found)}. Restore a backup.")
         log.warning("The disk under %s failed before; SQLite's quick check finds the file whole.", self.path)
-        self.connections.damage = None
         suspicion.clear(self.side)
 
     def check_room(self, coming: int) -> None:
