@@ -10,7 +10,8 @@ import pytest
 
 from treadle import Task, Treadle
 from treadle.errors import ConfigurationError, NoTransaction, OwnTransactionOpen, StoreUnusable, TransactionTooOld
-from worker.kit import PATIENCE, every_job, open_app, states
+from treadle.host.locks import Gate
+from worker.kit import PATIENCE, eventually, every_job, open_app, states
 
 
 def ship(order: int) -> int:
@@ -49,6 +50,21 @@ def test_the_job_is_committed_with_the_callers_work(task: Ship, own: sqlite3.Con
         own.execute("COMMIT")
         assert job.result(timeout=PATIENCE) == 7
     assert orders(own) == [7]
+
+
+def test_the_first_use_of_an_app_inside_a_transaction(own: sqlite3.Connection, file_app: Treadle, path: Path) -> None:
+    """A store is opened inside the caller's transaction while a worker waits for it at the gate: nobody is stuck."""
+    own.execute("BEGIN IMMEDIATE")
+    waiting = file_app.store.submit(lambda _: "through")
+    gate = Gate(file_app.store.facts.side / "gate")
+    eventually(lambda: not gate.acquire(blocking=False) or gate.release())
+    gate.close()
+    with open_app(path, lock_timeout=2.0) as late:
+        late.task(ship).using(connection=own).enqueue(7)
+        assert not waiting.done()
+        own.execute("COMMIT")
+    assert waiting.result(PATIENCE) == "through"
+    assert states(file_app) == ["ready"]
 
 
 def test_the_job_is_rolled_back_with_the_callers_work(task: Ship, own: sqlite3.Connection, file_app: Treadle) -> None:

@@ -65,14 +65,14 @@ class App(NamedTuple):
     ledger: Ledger
 
 
-def build(setup: Setup, *, late: bool = False) -> App:
+def build(setup: Setup, *, late: bool = False, ledger: Ledger | None = None, **options: Any) -> App:
     """Make the app; nothing is opened yet."""
     logging.basicConfig(filename=setup.folder / "log", level=logging.WARNING, format="%(process)d %(message)s")
     clock = None
     if setup.jumps:
         clock = LateClock() if late else JumpingClock(setup.seed + os.getpid())
-    app = Treadle(f"sqlite:///{setup.database}", clock=clock)
-    ledger = Ledger(setup.folder / "ledgers")
+    app = Treadle(f"sqlite:///{setup.database}", clock=clock, **options)
+    ledger = ledger or Ledger(setup.folder / "ledgers")
 
     @app.task(name="plain", retry=QUICK)
     def plain(job: JobContext, token: str, place: int, kind: str, millis: int) -> int:

@@ -97,9 +97,9 @@ def hasten() -> None:
     os.environ["TREADLE_LOCK_TIMEOUT"] = "0.5"
 
 
-def make(setup: Setup) -> Victim:
-    """The app of a victim; nothing is opened yet."""
-    app = build(setup)
+def make(setup: Setup, **how: Any) -> Victim:
+    """The app of a victim; nothing is opened yet. *how* goes to ``build``."""
+    app = build(setup, **how)
 
     @app.treadle.task(name="noise")
     def noise(job: JobContext) -> None:
@@ -290,6 +290,7 @@ def own(victim: Victim, token: str) -> None:
         # Whatever fails, closing the connection rolls back.
         with closing(sqlite3.connect(victim.setup.database, timeout=0.5, isolation_level=None)) as connection:
             connection.execute("PRAGMA wal_autocheckpoint = 0")
+            connection.execute(f"PRAGMA synchronous = {victim.app.treadle.settings.durability}")
             connection.execute("BEGIN IMMEDIATE")
             task = victim.app.plain.using(connection=connection)
             ids = [task.enqueue(**_arguments(victim, token, place)).id for place in range(2)]

@@ -12,7 +12,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def shared_library() -> None:
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[list[tuple[str, str, bool]]]:
+def watched(tmp_path: Path) -> list[Any]:
     """What a process did to its files; the process is one of its own."""
     program = (
         "import json, sys\nfrom faults import vfs\nfrom treadle import Treadle\nseen = []\n"
@@ -77,7 +76,8 @@ def watched(tmp_path: Path) -> Iterator[list[tuple[str, str, bool]]]:
         "vfs.install(Disk())\napp = Treadle('sqlite:///' + sys.argv[1])\napp.remote('t').enqueue()\nseen.append(None)\n"
         "app.remote('t').enqueue()\nseen.append(None)\napp.close()\nprint(json.dumps(seen))\n"
     )
-    yield json.loads(run(program, tmp_path / "jobs.db").stdout)
+    seen: list[Any] = json.loads(run(program, tmp_path / "jobs.db").stdout)
+    return seen
 
 
 def run(program: str, *words: object) -> subprocess.CompletedProcess[str]:

@@ -258,6 +258,22 @@ def test_the_next_worker_looks_first(file_store: Store, path: Path) -> None:
     assert file_store.damage is None
 
 
+def test_after_a_failure_the_log_is_copied_first(file_store: Store, path: Path) -> None:
+    """Recovery may have found what only memory has: the next to open the file checkpoints before it commits."""
+    put(file_store)
+    arm(error("SQLITE_IOERR_FSYNC"), "insert.*before_commit")
+    with pytest.raises(OutcomeUnknown):
+        put(file_store)
+    disarm()
+    store = Store(f"sqlite:///{path}")
+    with recording() as points:
+        put(store, 2)
+        put(store, 2)
+    store.close()
+    assert points[:2] == ["wal_checkpoint.before_begin", "wal_checkpoint.after_begin"]
+    assert points.count("wal_checkpoint.before_begin") == 1
+
+
 def test_a_corrupt_file_is_refused_after_a_failure(file_store: Store, path: Path) -> None:
     """What the quick check finds is told, and the mark stays."""
     put(file_store, 500)

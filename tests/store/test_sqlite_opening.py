@@ -405,9 +405,8 @@ def test_files_of_any_encoding_and_page_size_work(path: Path, encoding: str, pag
 
 
 def test_opening_does_not_wait_for_ever_at_the_gate(path: Path) -> None:
-    """A process that was stopped while it held the gate keeps nobody longer than lock_timeout."""
-    with opened(path):
-        pass
+    """A process that was stopped while it held the gate keeps who makes the tables no longer than lock_timeout."""
+    Path(f"{path}-treadle").mkdir()
     with child(GATE_HOLDER, f"{path}-treadle/gate") as holder:
         assert holder.hear() == "held"
         os.kill(holder.pid, signal.SIGSTOP)
@@ -419,6 +418,16 @@ def test_opening_does_not_wait_for_ever_at_the_gate(path: Path) -> None:
         holder.kill()
         with opened(path) as store:
             assert len(put(store)) == 1
+
+
+def test_opening_a_file_that_is_ready_needs_no_gate(path: Path) -> None:
+    """Who holds the gate may wait for the very transaction in which another program opens its store."""
+    with opened(path):
+        pass
+    with child(GATE_HOLDER, f"{path}-treadle/gate") as holder:
+        assert holder.hear() == "held"
+        with opened(path, lock_timeout=0.3) as store:
+            assert count(store, "treadle_jobs") == 0
 
 
 def test_opening_waits_for_a_foreign_lock_and_gives_up(path: Path) -> None:

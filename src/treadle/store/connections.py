@@ -101,6 +101,7 @@ class Connections:
         self._frames = 0.0
         self._rows_per_frame = float(ROWS_PER_FRAME)
         self._changes = 0
+        self._owes_checkpoint = False
 
     @property
     def dialect(self) -> Dialect:
@@ -119,6 +120,8 @@ class Connections:
             self._keeper = connect(self.path, durability=self._facts.durability)
             self._dialect = probe_dialect(self._writer)
             self._changes = 0
+        if self._owes_checkpoint:
+            self._owes_checkpoint = not self.checkpoint()
         return self._writer
 
     def session(self, connection: sqlite3.Connection) -> Session:
@@ -191,14 +194,17 @@ class Connections:
             finally:
                 self.leave_gate()
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> bool:
         """Copy the write-ahead log into the database, holding the write lock meanwhile.
 
         The lock matters: SQLite up to 3.51.2 can lose committed pages when a checkpoint races with a
         writer that resets the log. Under the lock nobody can.
+
+        Returns:
+            Whether all of it was copied.
         """
         if self._writer is None or self._keeper is None:
-            return
+            return False
         guessed, self._frames = self._frames, 0.0
         try:
             begin(self._writer, WAL_CHECKPOINT)
@@ -211,17 +217,22 @@ class Connections:
                 self._note_damage(error)
             elif not is_busy(error):
                 log.warning("Checkpoint of %s failed: %s", self.path, error)
-            return
+            return False
         finally:
             self.undo()
         if copied < frames:
             self._frames = min(float(frames - copied), defaults.CHECKPOINT_FRAMES / 2)
         correction = max(0.5, min(2.0, guessed / max(frames, 1)))
         self._rows_per_frame = max(1.0, min(200.0, self._rows_per_frame * correction))
+        return bool(copied == frames)
 
-    def checkpoint_soon(self) -> None:
-        """Checkpoint after the next commit, even if others have to wait for it."""
-        self._frames = 2.0 * defaults.CHECKPOINT_FRAMES
+    def owe_checkpoint(self) -> None:
+        """Copy the whole write-ahead log into the database before anything more is committed.
+
+        After a failed sync recovery may have found frames that are in memory only, on pages the kernel has given up.
+        Commits behind them would not survive a power cut, although their own sync is honest.
+        """
+        self._owes_checkpoint = True
 
     def pause(self, seconds: float) -> None:
         """Wait a moment before trying for the write lock again."""

@@ -27,7 +27,7 @@ from treadle.host.guard import find_second_sqlite
 from treadle.host.locks import Gate
 from treadle.store.connections import GATE, FileFacts
 from treadle.store.migrate import check_reader, migrate, migrations, version
-from treadle.store.sqlite import check_version, connect, is_busy, set_wal, translate
+from treadle.store.sqlite import check_version, connect, is_busy, is_wal, set_wal, translate
 from treadle.store.transaction import begin, commit
 
 MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - only as a place for a private folder
@@ -89,8 +89,9 @@ def open_file(
     side = _side(resolved)
     gate = Gate(side / GATE)
     try:
-        _enter(gate, clock, lock_timeout, resolved)
-        _bring_up_to_date(resolved, clock, durability, lock_timeout, auto_migrate=auto_migrate)
+        if not _is_current(resolved):
+            _enter(gate, clock, lock_timeout, resolved)
+            _bring_up_to_date(resolved, clock, durability, lock_timeout, auto_migrate=auto_migrate)
     except sqlite3.Error as error:
         raise translate(error, resolved) from error
     finally:
@@ -158,6 +159,23 @@ def _enter(gate: Gate, clock: Clock, lock_timeout: float, path: Path) -> None:
         raise StoreUnusable(
             f"The folder of locks beside {path} cannot be used ({error}); check its owner and mode."
         ) from error
+
+
+def _is_current(path: Path) -> bool:
+    """True when nothing has to be written to use the file; found without waiting for anybody.
+
+    A program may open its store inside a transaction of its own. Who holds the gate may wait for just that transaction.
+    """
+    connection = connect(path)
+    try:
+        check_reader(connection)
+        return version(connection) >= migrations()[-1].version and is_wal(connection)
+    except sqlite3.OperationalError as error:
+        if is_busy(error):
+            return False  # it is being made, or recovered: that is worth waiting for
+        raise
+    finally:
+        connection.close()
 
 
 def _bring_up_to_date(

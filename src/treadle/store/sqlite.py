@@ -75,15 +75,20 @@ def connect(path: Path, *, durability: str = "full", read_only: bool = False) ->
     return connection
 
 
+def is_wal(connection: sqlite3.Connection) -> bool:
+    """True when the file has a write-ahead log."""
+    return bool(connection.execute("PRAGMA journal_mode").fetchone() == ("wal",))
+
+
 def set_wal(connection: sqlite3.Connection) -> None:
     """Switch the file to WAL unless it is; only done once, when the tables are created.
 
     Raises:
         StoreUnusable: the file cannot use WAL.
     """
-    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-    if mode != "wal":
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if is_wal(connection):
+        return
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreUnusable(f"The database cannot use write-ahead logging (journal mode stays {mode!r}).")
 

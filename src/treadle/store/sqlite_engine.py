@@ -53,7 +53,7 @@ class SqliteEngine(Engine):
         self.place, self.side = str(self.facts.path), self.facts.side
         self.connections = Connections(self.facts, clock)
         if suspicion.is_marked(self.side):
-            self.connections.checkpoint_soon()
+            self.connections.owe_checkpoint()
         self._lane = Lane(self.connections)
         self._readers = Readers(self.facts, clock)
 
@@ -139,8 +139,7 @@ class SqliteEngine(Engine):
         """Let SQLite check the file if it is marked."""
         if self.connections.damage is None and not suspicion.is_marked(self.side):
             return
-        # What recovery found in the log may be in memory only, on pages the kernel gave up: get it into the database.
-        self.connections.checkpoint_soon()
+        self.connections.owe_checkpoint()
         self.connections.damage = None
         try:
             found = self.read(health.damage)
