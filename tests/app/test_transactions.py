@@ -56,7 +56,7 @@ def test_the_first_use_of_an_app_inside_a_transaction(own: sqlite3.Connection, f
     """A store is opened inside the caller's transaction while a worker waits for it at the gate: nobody is stuck."""
     own.execute("BEGIN IMMEDIATE")
     waiting = file_app.store.submit(lambda _: "through")
-    gate = Gate(file_app.store.facts.side / "gate")
+    gate = Gate(file_app.store.side / "gate")
     eventually(lambda: not gate.acquire(blocking=False) or gate.release())
     gate.close()
     with open_app(path, lock_timeout=2.0) as late:

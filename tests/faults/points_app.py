@@ -183,7 +183,7 @@ def _prepare(victim: Victim) -> None:
     store = _opened(victim)
     single(victim, f"{os.getpid()}-first")
     who = own_identity()
-    identity = identity_of(store.facts.side / SLOTS)
+    identity = identity_of(store.side / SLOTS)
     dead = workers.Registration(
         slot=4000, name="long dead", host="here", pid=who.pid, pid_started=0, pid_namespace=0, boot_id="", queues=(),
         tasks=(), concurrency=1, **(identity or FileIdentity(0, 0))._asdict(),

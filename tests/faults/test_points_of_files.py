@@ -141,11 +141,11 @@ def test_a_worker_ends_with_70_when_the_disk_fails(tmp_path: Path) -> None:
     with process("faults.stage", "broken", tmp_path, "claim.before_commit", log=tmp_path / "log") as worker:
         assert worker.finish() == LOST, (tmp_path / "log").read_text()
     assert OutcomeUnknown.__name__ in (tmp_path / "log").read_text()
-    assert (stage.app.store.facts.side / "suspect").exists()
+    assert (stage.app.store.side / "suspect").exists()
     (tmp_path / "go on").touch()
     with process("faults.stage", "worker", tmp_path, "next", log=tmp_path / "log") as worker:
         eventually(lambda: job.record().state is JobState.SUCCEEDED, "the next worker runs the job")
-    assert not (stage.app.store.facts.side / "suspect").exists()
+    assert not (stage.app.store.side / "suspect").exists()
     assert (job.record().attempt, job.record().crashes) == (1, 0)
     stage.app.close()
 

@@ -18,8 +18,8 @@ import pytest
 
 from faults import vfs
 from faults.images import LostSync, Replay, cuts
-from faults.left import look
 from faults.ledger import Record
+from faults.left import look
 from faults.stage import build
 from faults.vfs import Touch
 from treadle import JobState

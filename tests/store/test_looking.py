@@ -156,7 +156,7 @@ def test_ctrl_c_stops_a_long_read(store: Store) -> None:
 
 def test_a_read_has_a_deadline_of_its_own(file_store: Store, clock: HeldClock) -> None:
     """Readers stop a read after their deadline and say so."""
-    readers = Readers(file_store.facts, clock, deadline=0.01)
+    readers = Readers(file_store.engine.facts, clock, deadline=0.01)
     with pytest.raises(StoreBusy, match=r"longer than 0\.01 s"):
         readers.run(lambda session: session.value(ENDLESS))
     readers.close()

@@ -47,7 +47,8 @@ SHARED = """
     import sqlite3, threading
     from treadle.errors import StoreError
     from treadle.model.job import NewJob, Options
-    from treadle.store.store import Store, StoreOptions
+    from treadle.store.options import StoreOptions
+    from treadle.store.store import Store
     store = Store("sqlite:///" + sys.argv[1], StoreOptions(lock_timeout=0.4))
     store.submit_read(lambda session: None).result()
     end = threading.Event()
