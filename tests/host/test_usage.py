@@ -73,7 +73,7 @@ def test_a_limit_never_exceeds_the_one_in_force() -> None:
 
 
 def test_memory_of_a_process_is_that_of_its_family() -> None:
-    """Programs that it has started count; one that is gone has none."""
+    """Programs that it has started count, pages of files do not; one that is gone has none."""
     code = f"""
         import subprocess
         other = subprocess.Popen([sys.executable, "-c", {BALLAST + "; print(1, flush=True); input()"!r}],
@@ -86,6 +86,7 @@ def test_memory_of_a_process_is_that_of_its_family() -> None:
         other = int(parent.hear())
         assert resident_bytes(other) > 100 * MEGA > resident_bytes(parent.pid)
         assert memory_of(parent.pid) > 100 * MEGA
+        assert memory_of(parent.pid) < resident_bytes(parent.pid) + resident_bytes(other)
     assert memory_of(parent.pid) == 0
     assert usage_of(parent.pid) == Used(None, None)
     assert peak_resident(parent.pid) is None

@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from treadle import Abort, JobContext, Retry, RetryAfter, Snooze, Treadle, current_job
-from treadle.errors import LeaseLost
+from treadle.errors import LeaseLost, StoreLost
 
 STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE_TEST_AT_IMPORT"
 LOOKS = 12_000
@@ -127,6 +128,36 @@ def ignore(job: JobContext, value: Any) -> str:
     say(f"{value} begun", os.getpid())
     heard(f"{value} go")
     return "went on"
+
+
+@deed
+def grind(_: JobContext, value: Any) -> int:
+    """Never come back from C code, with the interpreter locked."""
+    say(f"{value} begun", os.getpid())
+    return sum(range(10**15))
+
+
+@deed
+def tarry(_: JobContext, value: Any) -> str:
+    """Take longer than the timeout of "brief", and end by itself all the same."""
+    time.sleep(value)
+    return "late"
+
+
+@deed
+def give_up(job: JobContext, value: Any) -> None:
+    """Raise once asked to stop."""
+    say(f"{value} begun", os.getpid())
+    while not job.cancelled:
+        select.poll().poll(5)
+    raise ValueError("not finished")
+
+
+@deed
+def freeze(_: JobContext, value: Any) -> None:
+    """Stop this whole process, as a debugger would."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    heard(f"{value} go")
 
 
 @deed
@@ -331,6 +362,7 @@ def build(url: str | None = None) -> Treadle:
         "remembering": {"isolation": "process", "retry": Retry(1, backoff=0)},
         "capped": {"isolation": "process", "retry": 0, "memory": CAP},
         "brief": {"isolation": "process", "retry": 0, "timeout": 0.4},
+        "fragile": {"isolation": "process", "retry": 0, "crashes": 1},
         "careful": {"isolation": "process", "retry": 0, "on_crash": "hold"},
         "twice": {"retry": 0, "crashes": 2},
         "thread": {"retry": 0},
@@ -358,3 +390,17 @@ def at_import(what: str) -> None:
 with contextlib.suppress(KeyError):
     at_import(os.environ[AT_IMPORT])
 app = build()
+
+
+def main(name: str, concurrency: str = "10") -> None:
+    """Work until a signal: ``python -m worker.isolated NAME [CONCURRENCY]``; exit code 70 when the store is lost."""
+    try:
+        app.worker(name=name, concurrency=int(concurrency)).run()
+    except StoreLost as error:
+        print(f"StoreLost: {error}", file=sys.stderr, flush=True)
+        sys.exit(70)
+    app.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

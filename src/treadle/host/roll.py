@@ -43,7 +43,7 @@ class Roll:
         self._path = path
         self._free = list(range(places * _SIZE, 0, -_SIZE))
         self._places: dict[int, int] = {}
-        self._beyond = 0
+        self._beyond: set[int] = set()
 
     def enter(self, lease: int) -> None:
         """Write that *lease* begins now."""
@@ -51,7 +51,8 @@ class Roll:
             place = self._places[lease] = self._free.pop()
             _NUMBER.pack_into(self._map, place, lease)
         else:
-            self._count_beyond(1)
+            self._beyond.add(lease)
+            self._count_beyond()
 
     def leave(self, lease: int) -> None:
         """Write that the outcome of *lease* is stored; a lease that never began is ignored."""
@@ -59,17 +60,17 @@ class Roll:
         if place is not None:
             _NUMBER.pack_into(self._map, place, 0)
             self._free.append(place)
-        elif self._beyond:
-            self._count_beyond(-1)
+        elif lease in self._beyond:
+            self._beyond.remove(lease)
+            self._count_beyond()
 
     def close(self) -> None:
         """Unmap and remove the file; for a stop in good order."""
         self._map.close()
         remove_quietly(self._path)
 
-    def _count_beyond(self, change: int) -> None:
-        self._beyond += change
-        _NUMBER.pack_into(self._map, 0, self._beyond)
+    def _count_beyond(self) -> None:
+        _NUMBER.pack_into(self._map, 0, len(self._beyond))
 
 
 def read_roll(path: Path) -> tuple[int, ...] | None:

@@ -50,11 +50,7 @@ def usage_of(pid: int) -> Used:
 
 def peak_resident(pid: int | str = "self") -> int | None:
     """Most memory a process that lives has had in RAM, bytes; None where the system does not tell."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return _status(pid, "VmHWM:")
 
 
 class Meter:
@@ -88,8 +84,12 @@ def memory_limit(most: int | None) -> Iterator[None]:
 
 
 def memory_of(pid: int) -> int:
-    """Bytes in RAM of a process and of everything it started; 0 when it is gone or the system does not tell."""
-    return resident_bytes(pid) + sum(map(resident_bytes, below(pid)))
+    """Bytes in RAM of a process and of everything it started; 0 when it is gone or the system does not tell.
+
+    Pages of files, such as programs and libraries, are left out, as they are for :func:`memory_limit`: they are no
+    reason to kill who stays within that.
+    """
+    return _allocated(pid) + sum(map(_allocated, below(pid)))
 
 
 def children_are_listed() -> bool:
@@ -139,6 +139,20 @@ def below(pid: int) -> Iterator[int]:
 def alive_below(pid: int) -> list[int]:
     """The same without the dead."""
     return [one for one in below(pid) if resident_bytes(one)]
+
+
+def _allocated(pid: int) -> int:
+    return _status(pid, "RssAnon:", "RssShmem:") or 0
+
+
+def _status(pid: int | str, *names: str) -> int | None:
+    """The sum of some lines of what the system tells of a process, in bytes; None when it does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(names)]
+    return sum(found) if found else None
 
 
 def _cpu() -> int:

@@ -101,7 +101,7 @@ class Claimer:
         """Claim nothing more, or go on."""
         if paused != self._paused:
             log.info("The worker is paused." if paused else "The worker goes on.")
-            self._paused = paused
+            self._paused = self._crew.paused = paused
             self.look()
 
     async def serve(self) -> None:
@@ -130,7 +130,7 @@ class Claimer:
         self._watch.close()
 
     async def _round(self) -> None:
-        if self._owed:
+        if self._owed or self._paused:
             await self.give_back()
         if self._crew.busy_alone:
             await self.give_back()

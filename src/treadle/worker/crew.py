@@ -14,10 +14,10 @@ from treadle.errors import TreadleError
 from treadle.host.roll import Roll
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import Claimed
-from treadle.model.outcome import Failed, Outcome
+from treadle.model.outcome import Failed, Outcome, Released
 from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
-from treadle.model.settle import Transition
+from treadle.model.settle import Transition, settle
 from treadle.store.ops.claim import arguments
 from treadle.store.ops.settle import immediates
 from treadle.store.store import Store
@@ -37,7 +37,7 @@ GIVE_WAY_EVERY: Final = 32
 """Starts after which the loop lets the lane's thread have the interpreter lock. Left to Python's switch interval the
 lane waits 5 ms for each of a dozen steps and the loop runs dry meanwhile: 35k against 42k no-op jobs/s."""
 SUSPECT_AFTER: Final = 2
-"""Crashes after which a job runs alone, so that only its own crash can bring it to the cap."""
+"""Crashes after which a job runs alone, so that only its own crash can bring it to the cap; a lower cap means fewer."""
 LAST_PATIENCE: Final = 1.0
 """Seconds that cancelled attempts have to end before their leases are given back."""
 
@@ -109,6 +109,8 @@ class Crew:
         self._counting: set[asyncio.Task[None]] = set()
         self.ended = 0
         self.started = 0
+        self.paused = False
+        """Starts nothing while it is set; what waits here is to be given back."""
 
     @property
     def running(self) -> int:
@@ -128,7 +130,7 @@ class Crew:
     def take(self, jobs: list[Claimed]) -> None:
         """Accept claimed jobs and start as many as there are free slots."""
         for claimed in jobs:
-            (self._suspects if claimed.crashes >= SUSPECT_AFTER else self._buffer).append(claimed)
+            (self._suspects if claimed.crashes and self._is_suspect(claimed) else self._buffer).append(claimed)
         self.pump()
 
     def pump(self) -> None:
@@ -136,7 +138,7 @@ class Crew:
 
         Without processes a suspect waits until nothing else runs.
         """
-        if self.busy_alone or self._stopping:
+        if self.busy_alone or self._stopping or self.paused:
             return
         if self._suspects and self._solo is None and len(self._running) < self.slots:
             self._start_alone()
@@ -148,7 +150,7 @@ class Crew:
 
         One suspect is kept: it runs alone in its turn.
         """
-        keep = self._suspects.popleft() if self._suspects and not self._stopping else None
+        keep = self._suspects.popleft() if self._suspects and not (self._stopping or self.paused) else None
         leases = [claimed.lease for claimed in (*self._buffer, *self._suspects)]
         self._buffer.clear()
         self._suspects.clear()
@@ -162,9 +164,11 @@ class Crew:
             self._start_alone()
 
     def ask_to_stop(self, lease: int, reason: str) -> None:
-        """The job of *lease* is called off: ask its attempt to stop, if it runs here."""
+        """The job of *lease* is called off: ask its attempt to stop; one that waits for a slot does not begin."""
         running = self._running.get(lease)
-        if running is not None and running.attempt.context.cancel_reason is None:
+        if running is None:
+            self._call_off(lease, reason)
+        elif running.attempt.context.cancel_reason is None:
             running.ask_to_stop(reason)
 
     async def stop(self, grace: float) -> None:
@@ -211,6 +215,19 @@ class Crew:
         found = self._running.get(lease)
         if found is not None:
             found.lost()
+
+    def _call_off(self, lease: int, reason: str) -> None:
+        for waiting in (self._buffer, self._suspects):
+            claimed = next((one for one in waiting if one.lease == lease), None)
+            if claimed is not None:
+                waiting.remove(claimed)
+                now, retry = self._clock.now(), self._registry.get(claimed.task).retry
+                self._settler.add(settle(claimed, Released(reason, started=False), retry, now, now))
+                self._on_room()
+
+    def _is_suspect(self, claimed: Claimed) -> bool:
+        """True when one more crash may bring the job to its cap: only a crash of its own may do that."""
+        return claimed.crashes >= min(SUSPECT_AFTER, max(1, self._registry.get(claimed.task).crash_cap - 1))
 
     def _start_alone(self) -> None:
         suspect = self._suspects.popleft()

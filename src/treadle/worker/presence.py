@@ -148,7 +148,8 @@ def has_survivors(store: Store, store_id: str, epoch: int) -> bool:
     killed = kill_marked(mark_of(store_id, epoch))
     if killed:
         log.warning("%d processes that a dead worker's jobs had started were killed.", killed)
-    return children_live(children_lock(store, epoch))
+    # Killed is not dead yet: nobody takes the jobs before a later look finds nothing more to kill.
+    return killed > 0 or children_live(children_lock(store, epoch))
 
 
 def _is_deserted(store: Store, store_id: str, slot: int) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 from treadle.errors import TreadleError
 from treadle.host.process import exit_now, stop_signals
 
+LAST_PATIENCE: Final = 1.0
+"""Seconds that tasks have to end once they are cancelled with their loop."""
 log = logging.getLogger("treadle.worker")
 
 
@@ -42,6 +44,7 @@ async def live(worker: Living, until: Callable[[], Awaitable[object]] | None = N
 
     Raises:
         TreadleError: the worker could not start, or ended by itself for this reason.
+        Exception: what *until* was waiting for failed.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -57,15 +60,48 @@ async def live(worker: Living, until: Callable[[], Awaitable[object]] | None = N
         await worker.start()
         ended = loop.create_task(worker.ended())
         waits: set[asyncio.Future[Any]] = {loop.create_task(signals.get()), ended}
-        if until is not None:
-            waits.add(asyncio.ensure_future(until()))
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if ended not in done:
-            await _drain(worker, signals)
-        for wait in waits - done:
-            wait.cancel()
+        asked = None if until is None else asyncio.ensure_future(until())
+        if asked is not None:
+            waits.add(asked)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also when this coroutine is cancelled: a worker that nobody waits for would go on for ever
+            if not ended.done():
+                await _drain(worker, signals)
+            finished = asked is not None and asked.done()
+            for wait in waits:
+                wait.cancel()
     if worker.failure is not None:
         raise worker.failure
+    if asked is not None and finished:
+        asked.result()
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """As ``asyncio.run``, but a handler that swallows every cancellation cannot keep it from returning.
+
+    Its job was given back; what is left of it ends with the loop.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(main)
+    finally:
+        try:
+            loop.run_until_complete(_leave_behind())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+async def _leave_behind() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    stubborn = (await asyncio.wait(left, timeout=LAST_PATIENCE))[1] if left else set()
+    for task in stubborn:
+        log.warning("A task swallowed its cancellation and is left behind: %r", task)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 async def _drain(worker: Living, signals: asyncio.Queue[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -55,6 +56,7 @@ class Settler:
         self._parked = 0
         self._notes: Notes = {}
         self._lines: Lines = {}
+        self._noting = threading.Lock()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -71,12 +73,14 @@ class Settler:
             self._wake.set()
 
     def note(self, lease: int, fraction: float, message: str) -> None:
-        """Remember the last progress of an attempt."""
-        self._notes[lease] = (fraction, message)
+        """Remember the last progress of an attempt; any thread may call this."""
+        with self._noting:  # or a thread could still write into what is being stored
+            self._notes[lease] = (fraction, message)
 
     def note_line(self, lease: int, line: LogLine) -> None:
         """Keep a line of an attempt; any thread may call this."""
-        self._lines.setdefault(lease, []).append(line)
+        with self._noting:
+            self._lines.setdefault(lease, []).append(line)
 
     async def drained(self) -> None:
         """Wait until everything queued so far is stored."""
@@ -104,8 +108,9 @@ class Settler:
         while True:
             await asyncio.sleep(PROGRESS_EVERY)
             if self._notes or self._lines:
-                taken, self._notes = self._notes, {}
-                lines, self._lines = self._lines, {}
+                with self._noting:
+                    taken, self._notes = self._notes, {}
+                    lines, self._lines = self._lines, {}
                 await self._write_notes(taken, lines)
 
     async def _store_batch(self, batch: list[Transition]) -> bool:

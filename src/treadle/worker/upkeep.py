@@ -6,6 +6,7 @@ It has a thread of its own: a handler that blocks the event loop must not stop t
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from treadle.worker.presence import Presence, children_lock, has_survivors, roll
 
 UNKNOWN_EVERY: Final = 5.0
 EXPIRE_EVERY: Final = 1.0
+OF_EPOCH: Final = re.compile(r"(?:roll|children)-(\d+)")
 log = logging.getLogger("treadle.worker")
 
 
@@ -84,6 +86,7 @@ class Upkeep:
             (UNKNOWN_EVERY, self.look_after_heads),
             (EXPIRE_EVERY, self.expire),
             (defaults.PRUNE_EVERY.total_seconds(), self.prune),
+            (defaults.PRUNE_EVERY.total_seconds(), self.sweep),
         ]
         due = [0.0] * len(duties)
         while not self._stop.is_set():
@@ -139,9 +142,13 @@ class Upkeep:
         return self._presence.beat(session)
 
     def look_after_heads(self) -> None:
-        """Hold jobs whose task no live worker knows, free those that this worker knows now, park and free by pauses."""
-        for operation in self._store.read(self._needed):
-            self._store.submit(operation).result()
+        """Hold jobs whose task no live worker knows, free those that this worker knows now, park and free by pauses.
+
+        Each changes a slice at a time, until nothing is left to change.
+        """
+        changed = True
+        while changed and not self._stop.is_set():
+            changed = any([self._store.submit(operation).result() for operation in self._store.read(self._needed)])
 
     def expire(self) -> None:
         """Call off jobs that were not started before their time ran out."""
@@ -171,6 +178,15 @@ class Upkeep:
                 cutoff = max(filter(None, (cutoff, counted)), default=None)
             if cutoff is not None:
                 self._prune_state(state, *cutoff)
+
+    def sweep(self) -> None:
+        """Remove what evicted workers left beside the database; nobody will ask for it any more."""
+        # Listed before the workers are read: a registration is older than its files.
+        found = [(path, OF_EPOCH.fullmatch(path.name)) for path in self._store.facts.side.iterdir()]
+        registered = {row.epoch for row in self._store.read(workers.identities)}
+        for path, of_epoch in found:
+            if of_epoch is not None and int(of_epoch[1]) not in registered:
+                remove_quietly(path)
 
     def _prune_state(self, state: JobState, before: int, below: int) -> None:
         if not self._store.read(partial(prune.has_old, state=state, before=before, below=below)):

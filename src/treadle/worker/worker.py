@@ -25,7 +25,7 @@ from treadle.worker.failing import broken
 from treadle.worker.location import Location
 from treadle.worker.options import WorkerOptions, seconds_of
 from treadle.worker.presence import Abilities, Presence
-from treadle.worker.process import live
+from treadle.worker.process import live, run_loop
 from treadle.worker.registry import Registry
 
 log = logging.getLogger("treadle.worker")
@@ -185,7 +185,7 @@ class Worker:
     def __enter__(self) -> Worker:
         begun: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._live_in_thread(begun)), name="treadle-worker", daemon=True
+            target=lambda: run_loop(self._live_in_thread(begun)), name="treadle-worker", daemon=True
         )
         self._thread.start()
         begun.result()
@@ -209,7 +209,7 @@ class Worker:
         Args:
             burst: end also when there is nothing left to do now; what is scheduled for later is left.
         """
-        asyncio.run(live(self, self.idle if burst else None))
+        run_loop(live(self, self.idle if burst else None))
 
     async def run_until(self, done: Awaitable[object]) -> None:
         """Work until *done* is, or until a signal, then drain.

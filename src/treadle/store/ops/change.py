@@ -43,8 +43,11 @@ RETRY: Final = _update(
     RETRIABLE,
 )
 FORGET_IMMEDIATES: Final = Sql(lambda d: f"DELETE FROM treadle_immediates WHERE job_id IN ({d.ints('ids')})")
+# An upsert: a job whose arguments are lost is what other arguments are for.
 ARGUMENTS: Final = Sql(lambda d: f"""
-UPDATE treadle_payloads SET codec = :codec, data = :data, version = :version WHERE job_id IN ({d.ints("ids")})
+INSERT INTO treadle_payloads (job_id, codec, data, version)
+SELECT e.value, :codec, :data, CAST(:version AS INTEGER) FROM {d.numbered("ids")} e WHERE true
+ON CONFLICT (job_id) DO UPDATE SET codec = excluded.codec, data = excluded.data, version = excluded.version
 """)
 CANCEL: Final = _update("state = 9, reason = :reason, finished_at = :now", NOT_BEGUN)
 # Asked once: a second wish does not hide who was first.

@@ -104,7 +104,6 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     session.settle()
     ended: list[Transition] = []
     others: list[Transition] = []
-    logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
     for one in transitions:
         (ended if one.state is JobState.SUCCEEDED else others).append(one)
     leases = {one.lease for one in transitions}
@@ -113,6 +112,7 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
         return sorted(repeated.union(apply(session, firsts, worker)))
     if session.dialect.shares_rows:
         session.row(OWN, {"leases": _json(list(leases))})  # nobody rescues one of these until we have committed
+    logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
     lost = _succeed(session, ended, worker) if ended else set()
     if others:
         lost |= _move(session, others, worker)
