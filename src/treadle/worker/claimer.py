@@ -117,9 +117,9 @@ class Claimer:
                 self._more = True
                 await asyncio.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - jitter
 
-    async def give_back(self) -> None:
-        """Return every lease whose handler has not begun, unspent; what cannot be returned now is tried again."""
-        self._owed += self._crew.give_back()
+    async def give_back(self, *, everything: bool = False) -> None:
+        """Return leases whose handlers have not begun, unspent; what cannot be returned now is tried again."""
+        self._owed += self._crew.give_back(everything=everything)
         leases = tuple(self._owed)
         if leases:
             await self._store.apatient(partial(release, leases=leases))

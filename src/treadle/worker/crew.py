@@ -119,8 +119,8 @@ class Crew:
 
     @property
     def buffered(self) -> int:
-        """How many claimed jobs wait for a slot."""
-        return len(self._buffer) + len(self._suspects)
+        """How many claimed jobs wait for a slot; suspects only where they keep all the others waiting."""
+        return len(self._buffer) + (len(self._suspects) if self._children is None else 0)
 
     @property
     def busy_alone(self) -> bool:
@@ -145,17 +145,17 @@ class Crew:
         while self._buffer and len(self._running) < self.slots:
             self._start(self._buffer.popleft())
 
-    def give_back(self) -> list[int]:
-        """Forget every job that has not begun and return the leases, for the claimer to release.
+    def give_back(self, *, everything: bool) -> list[int]:
+        """Forget jobs that have not begun and return the leases, for the claimer to release.
 
-        One suspect is kept: it runs alone in its turn.
+        Unless *everything* is meant, suspects are kept, each to run alone in its turn: given back they would only come
+        again, because they stand at the head of their queue. Where there are no processes one is kept.
         """
-        keep = self._suspects.popleft() if self._suspects and not (self._stopping or self.paused) else None
-        leases = [claimed.lease for claimed in (*self._buffer, *self._suspects)]
+        keep = 0 if everything or self.paused else 1 if self._children is None else len(self._suspects)
+        kept = list(self._suspects)[:keep]
+        leases = [claimed.lease for claimed in (*self._buffer, *list(self._suspects)[keep:])]
         self._buffer.clear()
-        self._suspects.clear()
-        if keep is not None:
-            self._suspects.append(keep)
+        self._suspects = deque(kept)
         return leases
 
     def run_alone(self) -> None:

@@ -318,7 +318,7 @@ class Worker:
 
     async def _wind_down(self, grace: float) -> None:
         try:
-            await self._claimer.give_back()
+            await self._claimer.give_back(everything=True)
         except TreadleError as error:
             log.error("Claimed jobs could not be given back at stop: %s", error)
         await self._crew.stop(grace)
