@@ -42,7 +42,6 @@ def evict(store: Store, meant: Callable[[WorkerRecord], bool], why: str, session
     for one in found:
         begun = read_roll(store.side / f"roll-{one.epoch}")
         taken += rescue.evict(session, one.slot, one.epoch, one.name, why, begun) or 0
-    session.ring(b"o")
     return taken
 
 

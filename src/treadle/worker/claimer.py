@@ -169,7 +169,8 @@ class Claimer:
 
     async def _claim(self, most: int) -> Claim:
         self._turn += 1
-        request = ClaimRequest(self._order(), self._tasks, most, self._presence.epoch, self._turn, self._caps)
+        who = self._presence
+        request = ClaimRequest(self._order(), self._tasks, most, who.epoch, self._turn, self._caps, who.slot)
         return await self._store.apatient(partial(claim, request=request))
 
     def _order(self) -> tuple[str, ...] | None:

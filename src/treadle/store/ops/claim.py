@@ -78,6 +78,7 @@ WHERE id {d.among}
     SELECT id FROM treadle_jobs {d.index("treadle_jobs_expiring")}
     WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500 {d.taken}
 """)
+REGISTERED: Final = "SELECT 1 FROM treadle_workers WHERE slot = ? AND epoch = ?"
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
 
@@ -91,6 +92,7 @@ class ClaimRequest(NamedTuple):
         epoch: the registration these jobs will belong to.
         turn: rotates the order of queues when *queues* is None.
         caps: JSON object of the crash caps of tasks that have one of their own, empty for none.
+        slot: of the registration; when it was taken away nothing is claimed. None takes it for granted.
     """
 
     queues: tuple[str, ...] | None
@@ -99,6 +101,7 @@ class ClaimRequest(NamedTuple):
     epoch: int
     turn: int = 0
     caps: str = ""
+    slot: int | None = None
 
 
 class Claim(NamedTuple):
@@ -124,6 +127,9 @@ _NAMES: Final = msgspec.json.Decoder(list[str])
 def claim(session: Session, request: ClaimRequest) -> Claim:
     """Take up to ``request.most`` ready jobs; each is the caller's until settled, released or rescued."""
     now = session.clock.now()
+    # An evicted worker would take its jobs straight back, under a registration that nobody looks after any more.
+    if request.slot is not None and not session.rows(REGISTERED, (request.slot, request.epoch)):
+        return Claim([], None)
     next_due = session.value(NEXT_DUE)
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})

@@ -94,6 +94,7 @@ def evict(
     """
     if not leave(session, slot, epoch):
         return None
+    session.ring(b"o")  # so that it hears of it, if it hears at all
     return rescue(session, epoch, worker, f"evicted: {why}", begun=begun)
 
 
