@@ -243,6 +243,21 @@ def talk(_: JobContext, value: Any) -> None:
 
 
 @deed
+def talk_and_die(job: JobContext, value: Any) -> None:
+    """Say something, then be killed."""
+    talk(job, value)
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@deed
+def log_and_wait(job: JobContext, value: Any) -> None:
+    job.log("so far")
+    say(f"{value} begun")
+    heard(f"{value} go")
+
+
+@deed
 def shout(_: JobContext, value: Any) -> None:
     """Print *value* bytes without one line end."""
     for _number in range(value // 10_000):
