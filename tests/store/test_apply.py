@@ -24,9 +24,9 @@ from store.making import (
 )
 from treadle.clock import HeldClock, to_datetime
 from treadle.errors import QueueFull, StoreError
-from treadle.model.job import AttemptOutcome, Claimed, JobState
+from treadle.model.job import AttemptOutcome, Claimed, JobState, LogLine, Usage
 from treadle.model.settle import Transition
-from treadle.store.ops import find, meta, settle
+from treadle.store.ops import find, logs, meta, settle
 from treadle.store.ops import rescue as rescuing
 from treadle.store.store import Store
 
@@ -387,3 +387,47 @@ def test_large_batches_are_stored_whole(store: Store, size: int) -> None:
     assert apply(store, *[success(each, data=str(each.id).encode()) for each in taken]) == []
     assert result(store, taken[-1].id) == str(taken[-1].id).encode()
     assert (count(store, "treadle_attempts"), count(store, "treadle_results")) == (size, size)
+
+
+# --- lines and usage -----------------------------------------------------------------------------------
+
+
+def lines(store: Store, number: int) -> list[tuple[int, str]]:
+    """What a job has logged, with the lease of each line."""
+    found = store.read(partial(logs.read, job_id=number, after=0, most=100))
+    return [(line.lease, line.text) for line in found]
+
+
+def said(text: str) -> tuple[LogLine, ...]:
+    return (LogLine(START, 20, "job", text),)
+
+
+def test_last_lines_come_with_the_outcome(store: Store) -> None:
+    """Of a success and of a failure, each under its own lease."""
+    first, second = one(store), one(store)
+    apply(store, success(first, logs=said("done")), failure(second, logs=said("failed")))
+    assert lines(store, first.id) == [(first.lease, "done")]
+    assert lines(store, second.id) == [(second.lease, "failed")]
+
+
+def test_lines_of_two_outcomes_of_one_lease_are_stored_once(store: Store) -> None:
+    """Those of the outcome that counts, the first."""
+    claimed = one(store)
+    apply(store, success(claimed, logs=said("first")), success(claimed, logs=said("second")))
+    assert lines(store, claimed.id) == [(claimed.lease, "first")]
+
+
+def test_lines_and_usage_of_a_lost_lease_are_dropped(store: Store) -> None:
+    """The attempt that counts has its own."""
+    claimed = one(store)
+    store.run(partial(rescuing.rescue, epoch=1, worker="w", why="crash: test"))
+    assert apply(store, failure(claimed, logs=said("late"), usage=Usage(1, 2, 3))) == [claimed.lease]
+    assert lines(store, claimed.id) == []
+    assert [each.usage for each in get(store, claimed.id).attempts] == [None]
+
+
+def test_usage_is_kept_with_its_attempt(store: Store) -> None:
+    """Peak memory, processor time and how the process ended."""
+    claimed = one(store)
+    apply(store, failure(claimed, usage=Usage(12_345_678, 90_000, -9)))
+    assert [each.usage for each in get(store, claimed.id).attempts] == [Usage(12_345_678, 90_000, -9)]

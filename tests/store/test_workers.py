@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 
-from store.making import SECOND, START, apply, change, count, get, one, put, register, state, success, take
+from store.making import SECOND, START, apply, change, count, get, one, put, register, request, state, success, take
 from treadle.clock import HeldClock, to_datetime
 from treadle.model.job import AttemptOutcome, JobState
 from treadle.store.ops import rescue as rescuing
 from treadle.store.ops import unknown, workers
+from treadle.store.ops.claim import claim
 from treadle.store.ops.heads import heads
 from treadle.store.store import Store
 
@@ -264,3 +265,56 @@ def test_any_task_name_is_held_and_freed(store: Store, name: str) -> None:
     store.run(unknown.hold_unknown)
     assert state(store, number) is JobState.HELD
     assert store.run(partial(unknown.free_known, tasks=(name,))) == 1
+
+
+# --- evicting ----------------------------------------------------------------------------------------
+
+
+def evict(store: Store, epoch: int, begun: tuple[int, ...] | None = None) -> int | None:
+    """Take the jobs of slot 1's worker away."""
+    return store.run(partial(rescuing.evict, slot=1, epoch=epoch, worker="w1", why="by me", begun=begun))
+
+
+def test_an_evicted_worker_takes_nothing_back(store: Store) -> None:
+    """Its claims bring nothing, whatever is ready; those of its successor do."""
+    register(store, epoch=1)
+    claimed = one(store)
+    assert evict(store, 1) == 1
+    for epoch, expected in ((1, []), (2, [claimed.id])):
+        if epoch == 2:
+            register(store, epoch=2)
+        found = store.run(partial(claim, request=request(epoch=epoch)._replace(slot=1)))
+        assert [each.id for each in found.jobs] == expected
+    assert get(store, claimed.id).attempt == 2
+
+
+def test_an_eviction_charges_what_had_begun(store: Store) -> None:
+    """Attempts that stall every worker come to their cap; what was only claimed goes back as if never taken."""
+    register(store, epoch=1)
+    begun, claimed = one(store), one(store)
+    assert evict(store, 1, begun=(begun.lease,)) == 2
+    assert [get(store, each.id).crashes for each in (begun, claimed)] == [1, 0]
+    (lost,) = get(store, begun.id).attempts
+    assert (lost.outcome, lost.worker, lost.message) == (AttemptOutcome.CRASHED, "w1", "evicted: by me")
+    assert get(store, claimed.id).attempts == ()
+
+
+def test_an_eviction_of_who_is_gone_changes_nothing(store: Store) -> None:
+    """Its slot may be somebody else's by then."""
+    register(store, epoch=1)
+    register(store, epoch=2)
+    claimed = store.run(partial(claim, request=request(epoch=2)._replace(slot=1)))
+    assert claimed.jobs == []
+    assert evict(store, 1) is None
+    assert [row.epoch for row in store.read(workers.every)] == [2]
+
+
+def test_orders_are_for_one_registration(store: Store) -> None:
+    """A successor in the same slot has none; a worker that is not there any more cannot be told."""
+    register(store, epoch=1)
+    assert store.run(partial(workers.order, slot=1, epoch=1, orders="drain", by="me"))
+    assert store.read(partial(workers.orders_of, slot=1, epoch=1)) == "drain"
+    register(store, epoch=2)
+    assert store.read(partial(workers.orders_of, slot=1, epoch=1)) is None
+    assert store.read(partial(workers.orders_of, slot=1, epoch=2)) == ""
+    assert not store.run(partial(workers.order, slot=1, epoch=1, orders="drain", by="me"))

@@ -153,6 +153,35 @@ def give_up(job: JobContext, value: Any) -> None:
     raise ValueError("not finished")
 
 
+TICKER = """
+import os, sys, time
+out = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+while True:
+    os.write(out, b"%d\\n" % time.monotonic_ns())
+    time.sleep(0.001)
+"""
+
+
+@deed
+def tick(job: JobContext, value: Any) -> int:
+    """The first attempt goes on for ever, with two programs, and all write down when they live; the next one returns.
+
+    What comes back is the moment at which that began.
+    """
+    if job.attempt > 1:
+        return time.monotonic_ns()
+    for number in range(2):
+        told = str(place(f"ticks {number}"))
+        subprocess.Popen([sys.executable, "-c", TICKER, told], start_new_session=bool(number))
+        while not place(f"ticks {number}").exists():
+            time.sleep(0.001)
+    say(f"{value} begun", os.getpid())
+    with place("ticks 2").open("a") as out:
+        while True:
+            print(time.monotonic_ns(), file=out, flush=True)
+            time.sleep(0.001)
+
+
 @deed
 def freeze(_: JobContext, value: Any) -> None:
     """Stop this whole process, as a debugger would."""
@@ -409,6 +438,7 @@ app = build()
 
 def main(name: str, concurrency: str = "10") -> None:
     """Work until a signal: ``python -m worker.isolated NAME [CONCURRENCY]``; exit code 70 when the store is lost."""
+    logging.basicConfig(level=logging.INFO)
     try:
         app.worker(name=name, concurrency=int(concurrency)).run()
     except StoreLost as error:
