@@ -172,7 +172,7 @@ def _told(notes: list[Record], *, full: bool, next_lease: int) -> Iterator[Recor
 
 
 RESTARTED = Job("full, the same, restarted", Run("full", failing=3, alone=True, restarts=True))
-"""Recovery after failed syncs finds what only memory has; a cut during the checkpoint that then comes first does harm."""
+"""Recovery after failed syncs finds what only memory has; a cut during the checkpoint that comes first does harm."""
 
 
 def jobs_of(levels: list[str]) -> list[Job]:

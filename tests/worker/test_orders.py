@@ -21,6 +21,7 @@ from treadle.host.guard import write_lock_holder
 from treadle.host.locks import Probe
 from treadle.store.connections import GATE
 from treadle.store.ops import claim, pauses
+from treadle.store.ops import rescue as rescuing
 from treadle.store.ops.claim import ClaimRequest
 from worker.isolated import TASKS, heard, say
 from worker.kit import PATIENCE, aeventually, aheard, change, eventually, open_app
@@ -176,6 +177,16 @@ def test_an_evicted_worker_changes_nothing_any_more(path: Path, gate: threading.
         ]  # fmt: skip
         assert (found.crashes, found.failures, second.result(job.id, timeout=0)) == (1, 0, 1)
         assert second.workers() == ()
+
+
+def test_an_evicted_worker_looks_after_nothing_any_more(app: Treadle) -> None:
+    """Nobody knows its tasks any more: it does not hold and free their jobs in turns until it notices."""
+    job = app.task(name="work")(lambda: None).using(queue="elsewhere").enqueue()
+    with app.worker(queues=["default"]) as worker:
+        (row,) = app.workers()
+        app.store.run(partial(rescuing.leave, slot=row.slot, epoch=row.epoch))
+        worker._upkeep.look_after_heads()
+        assert job.record().state is JobState.READY
 
 
 @only_linux

@@ -127,11 +127,11 @@ class Child:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         else:
             popen.wait()
+        # Before it is reaped: until then its group cannot be anybody else's.
+        _kill_group(self.pid)
+        until_none(lambda: kill_session(self.pid) + kill_marked(self._mark))
+        used = Used(None, None)
         with self._lock:
-            # Before it is reaped: until then its group cannot be anybody else's.
-            _kill_group(self.pid)
-            until_none(lambda: kill_session(self.pid) + kill_marked(self._mark))
-            used = Used(None, None)
             if popen.returncode is None:
                 _, status, resources = os.wait4(self.pid, 0)
                 popen.returncode = os.waitstatus_to_exitcode(status)

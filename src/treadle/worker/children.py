@@ -10,11 +10,11 @@ from itertools import count
 from typing import Final
 
 from treadle.model.job import Usage
-from treadle.model.outcome import Outcome
+from treadle.model.outcome import Outcome, Released
 from treadle.worker import wire
 from treadle.worker.context import Desk
-from treadle.worker.runner import Attempt
-from treadle.worker.talk import Birth, ChildEnded, Talk
+from treadle.worker.runner import STOPPED, Attempt
+from treadle.worker.talk import NOTHING, Birth, ChildEnded, Talk
 
 JOBS_EACH: Final = 200
 """Attempts after which a child is replaced, so that what its code leaks does not add up for ever."""
@@ -34,6 +34,7 @@ class Children:
         self._idle: deque[Talk] = deque()
         self._busy: dict[int, Talk] = {}
         self._places = count()
+        self._closed = False
 
     async def run(self, attempt: Attempt) -> tuple[Outcome, Usage]:
         """Run an attempt in a child.
@@ -48,6 +49,8 @@ class Children:
                 if end.begun or talk.killed:
                     raise
                 # It died while it was idle, or just then, and no job is to blame: another one is tried.
+        if self._closed:
+            return Released(STOPPED, started=False), NOTHING
         return await self._run_in(Talk(self._birth, next(self._places), self._desk), attempt)
 
     async def _run_in(self, talk: Talk, attempt: Attempt) -> tuple[Outcome, Usage]:
@@ -60,7 +63,7 @@ class Children:
             return found
         finally:
             del self._busy[lease]
-            if kept:
+            if kept and not self._closed:
                 self._idle.append(talk)
             else:
                 talk.close()
@@ -83,7 +86,8 @@ class Children:
         return "" if talk is None else await talk.stack(patience)
 
     async def close(self) -> None:
-        """Kill every child and wait until all are gone."""
+        """Kill every child and wait until all are gone; no other one is started."""
+        self._closed = True
         talks = [*self._idle, *self._busy.values()]
         self._idle.clear()
         for talk in talks:

@@ -157,6 +157,8 @@ class Upkeep:
 
     def _needed(self, session: Session) -> list[Callable[[Session], int]]:
         """What has something to do; a read, so that idle costs nothing."""
+        if workers.orders_of(session, self._presence.slot, self._presence.epoch) is None:
+            return []  # evicted: nobody would know our tasks, so they would be held and freed in turns
         at_heads = heads(session)
         free = partial(unknown.free_known, tasks=self._tasks)
         needed: list[tuple[bool, Callable[[Session], int]]] = [
@@ -182,7 +184,7 @@ class Upkeep:
     def sweep(self) -> None:
         """Remove what evicted workers left beside the database; nobody will ask for it any more."""
         # Listed before the workers are read: a registration is older than its files.
-        found = [(path, OF_EPOCH.fullmatch(path.name)) for path in self._store.facts.side.iterdir()]
+        found = [(path, OF_EPOCH.fullmatch(path.name)) for path in self._store.side.iterdir()]
         registered = {row.epoch for row in self._store.read(workers.identities)}
         for path, of_epoch in found:
             if of_epoch is not None and int(of_epoch[1]) not in registered:
