@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from store.making import PATIENCE, count, note, put
+from store.making import PATIENCE, count, job, note, put
 from treadle.errors import StoreLost
 from treadle.store.options import StoreOptions
-from treadle.store.store import Store
+from treadle.store.store import ROOM_ALWAYS, Store
 
 
 @contextmanager
@@ -56,6 +56,18 @@ def test_a_lost_file_is_told_and_never_written(
     if path.exists():
         with opened(path) as other:
             assert count(other, "treadle_jobs") == 0
+
+
+@pytest.mark.parametrize("lose", [remove, lambda path: shutil.rmtree(path.parent)])
+def test_the_size_of_a_lost_file_is_not_asked_for(tmp_path: Path, lose: Callable[[Path], object]) -> None:
+    """With a size budget too it is the write that fails, with StoreLost; looking for room does not fail before it."""
+    path = tmp_path / "sub" / "jobs.db"
+    with opened(path, max_size=10**9) as store:
+        put(store)
+        lose(path)
+        store.check_room([job()] * ROOM_ALWAYS)  # so many are looked at each time
+        with pytest.raises(StoreLost, match="deleted or replaced"):
+            put(store)
 
 
 def test_a_replaced_file_is_not_read_as_the_old(path: Path) -> None:

@@ -28,8 +28,11 @@ def check(path: Path, coming: int, *, min_free: int, max_size: int | None) -> No
         )
     if max_size is None:
         return
-    wal = Path(f"{path}-wal")
-    size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+    try:
+        wal = Path(f"{path}-wal")
+        size = path.stat().st_size + (wal.stat().st_size if wal.exists() else 0)
+    except FileNotFoundError:
+        return  # the file is lost, and the write that follows says so
     if size + coming > max_size:
         raise StoreFull(
             f"{path} has {size:,} bytes of its budget of {max_size:,} (max_size). "
