@@ -22,6 +22,7 @@ from typing import Any
 
 from treadle import Abort, JobContext, Retry, RetryAfter, Snooze, Treadle, current_job
 from treadle.errors import LeaseLost, StoreLost
+from treadle.model.codec import JsonCodec
 
 STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE_TEST_AT_IMPORT"
 LOOKS = 12_000
@@ -32,6 +33,32 @@ KEPT: list[Any] = []
 
 class Mismatch(Exception):
     """An error with a rule of its own."""
+
+
+class Unnamed:
+    """The name of a module that cannot be had."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+Untellable: Any = type("Untellable", (Exception,), {"__module__": Unnamed()})
+
+
+class Trap(JsonCodec):
+    """A codec that would end the program at some values."""
+
+    name = "trap"
+
+    def encode(self, value: object) -> bytes:
+        if value == "trap":
+            raise SystemExit(7)
+        return super().encode(value)
+
+    def decode(self, data: bytes, type_: object) -> object:
+        if b"pit" in data:
+            raise KeyboardInterrupt
+        return super().decode(data, type_)
 
 
 # Signals by files ----------------------------------------------------------------------------------------------------
@@ -88,6 +115,7 @@ def fail(_: JobContext, value: Any) -> Any:
         "memory": MemoryError("made up"), "cancelled": asyncio.CancelledError(), "mismatch": Mismatch("one flipped"),
         "snooze": Snooze(3600), "endless": Snooze(timedelta.max), "nonsense": Snooze("soon"),  # type: ignore[arg-type]
         "again": RetryAfter(3600, "busy"), "abort": Abort("gone"), "surrogate": ValueError("\ud800\0"),
+        "untellable": Untellable(),
     }  # fmt: skip
     if value == "recursion":
         return [*fail(_, value), fail(_, value)]
@@ -295,9 +323,14 @@ def shout(_: JobContext, value: Any) -> None:
 
 @deed
 def letters(_: JobContext, value: Any) -> None:
-    """Print so many letters of three bytes each, in lines."""
-    for _number in range(value // 100):
-        os.write(1, ("€" * 100 + "\n").encode())
+    """Print text byte by byte, each once the one before it was read."""
+    import fcntl
+    import termios
+
+    for byte in (value + "\n").encode():
+        os.write(1, bytes([byte]))
+        while any(fcntl.ioctl(1, termios.FIONREAD, bytes(4))):
+            time.sleep(0.001)
 
 
 @deed
@@ -307,6 +340,13 @@ def chatter(job: JobContext, value: Any) -> None:
         job.progress(number / value, f"step {number}")
     job.progress(1, "the last word")
     heard("chatter go")
+
+
+@deed
+def report(job: JobContext, value: Any) -> None:
+    """Report progress once, and wait."""
+    job.progress(0.25, value)
+    heard(f"{value} go")
 
 
 @deed
@@ -379,7 +419,7 @@ TASKS: dict[str, Any] = {}
 
 def build(url: str | None = None) -> Treadle:
     """The app; *url* is by default that of the environment."""
-    made = Treadle(url or os.environ.get(STORE, "memory://"))
+    made = Treadle(url or os.environ.get(STORE, "memory://"), codecs=[Trap()])
 
     def act(job: JobContext, what: str, value: object = None) -> object:
         return DEEDS[what](job, value)
@@ -410,11 +450,14 @@ def build(url: str | None = None) -> Treadle:
         "careful": {"isolation": "process", "retry": 0, "on_crash": "hold"},
         "twice": {"retry": 0, "crashes": 2},
         "thread": {"retry": 0},
+        "trapped": {"isolation": "process", "retry": 0, "codec": "trap"},
+        "trapped_thread": {"retry": 0, "codec": "trap"},
     }
     for name, policy in policies.items():
         TASKS[name] = made.task(name=name, **policy)(act)
     TASKS["aact"] = made.task(name="aact", isolation="process", retry=rules)(aact)
     TASKS["loop"] = made.task(name="loop", retry=0)(aact)
+    TASKS["trapped_loop"] = made.task(name="trapped_loop", retry=0, codec="trap")(aact)
     return made
 
 

@@ -247,8 +247,11 @@ def test_a_job_called_off_while_its_process_starts_does_not_begin(
 # Not begun, and nobody there -----------------------------------------------------------------------------------------
 
 
-def test_a_job_claimed_ahead_does_not_begin(app: Treadle, gate: threading.Event) -> None:
+def test_a_job_claimed_ahead_does_not_begin(
+    app: Treadle, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker had taken it beyond its slots: called off, it is cancelled at once and its handler never runs."""
+    monkeypatch.setattr("treadle.worker.claimer.RETURN_AFTER", 3600)  # it is not given back before
     begun, ran = threading.Event(), []
 
     @app.task

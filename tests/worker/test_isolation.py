@@ -153,13 +153,17 @@ def test_a_flood_of_progress_stores_the_last_word(shop: Treadle) -> None:
 
 def test_notes_of_an_attempt_that_is_over_hurt_no_other(shop: Treadle) -> None:
     """A thread that a handler left behind in its child cannot write for the job that runs there next."""
-    with shop.worker(concurrency=1):
+    with shop.worker(concurrency=2):
         run("act", "leave_a_thread", "stray")
         job = TASKS["act"].enqueue("wait", "next")
         heard("next begun")
         say("stray go")
         assert heard("stray refused") == "LeaseLost"
+        # What is reported is written together: with the probe's progress all that came before it.
+        probe = TASKS["thread"].enqueue("report", "probe")
+        eventually(lambda: probe.record().progress)
         record = job.record()
+        say("probe go")
         say("next go")
         assert job.result(PATIENCE) == "went on"
     assert record.progress is None
@@ -167,6 +171,17 @@ def test_notes_of_an_attempt_that_is_over_hurt_no_other(shop: Treadle) -> None:
     assert shop.logs(job) == ()
     with shop.worker(concurrency=1):
         assert run("act", "last_checkpoint") is None
+
+
+@pytest.mark.parametrize("task", ["trapped", "trapped_thread", "trapped_loop"])
+def test_nothing_that_comes_out_of_code_of_others_costs_a_slot(shop: Treadle, task: str) -> None:
+    """Errors that cannot be named, codecs that would end the program at arguments or results: the attempt ends."""
+    with shop.worker(concurrency=1):
+        jobs = [TASKS[task].enqueue(*deed) for deed in (("fail", "untellable"), ("give", "trap"), ("give", "pit"))]
+        assert run(task, "give", "fine") == "fine"
+        shop.wait(jobs, PATIENCE)
+    assert [job.record().attempts[0].error_type for job in jobs] == ["BaseException", "SystemExit", "KeyboardInterrupt"]
+    assert states(shop) == ["failed"] * 3 + ["succeeded"]
 
 
 # Deaths --------------------------------------------------------------------------------------------------------------

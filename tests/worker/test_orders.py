@@ -90,6 +90,34 @@ def test_a_paused_worker_starts_nothing(app: Treadle, gate: threading.Event) -> 
         assert record_of(app, "paused").orders is None
 
 
+def test_a_paused_worker_does_not_fill_a_slot_that_becomes_free(app: Treadle) -> None:
+    """Not even with a job that it had claimed before and has not given back yet."""
+    ran: list[int] = []
+
+    async def main() -> None:
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        @app.task(name="work")
+        async def work(number: int) -> None:
+            ran.append(number)
+            if number == 200:
+                begun.set()
+                await go.wait()
+
+        jobs = await app.aenqueue_many(work.job(number) for number in range(400))
+        async with app.worker(concurrency=1) as worker:
+            await aheard(begun)
+            assert worker._crew.buffered > 0
+            go.set()
+            worker._claimer.pause(True)
+            await aeventually(lambda: worker._crew.buffered == 0 and worker.running == 0)
+            assert ran == list(range(201))
+            worker._claimer.pause(False)
+            await app.await_jobs(jobs, PATIENCE)
+
+    asyncio.run(main())
+
+
 def test_a_pause_of_a_worker_ends_with_it(app: Treadle) -> None:
     """A fresh worker of the same name works; a queue that should rest is paused as a queue."""
     work = app.task(name="work")(lambda: 1)

@@ -135,6 +135,10 @@ class Runner:
 NOTHING_RETURNED: Final = Succeeded()
 
 
+UNTELLABLE: Final = Failed(("BaseException",), "BaseException", "what was raised could not even be told", "")
+"""Made beforehand: there may be no memory left to make one."""
+
+
 def needs_loop(definition: TaskDefinition, wrapping: Wrapping | None) -> bool:
     """True when a task has to be started on the event loop: a coroutine function, or one inside of such."""
     return definition.is_async or (wrapping is not None and wrapping.on_loop)
@@ -162,7 +166,14 @@ def returned(attempt: Attempt, value: Any) -> Outcome:
 
 
 def raised(attempt: Attempt, error: BaseException) -> Outcome:
-    """What *error*, raised in the handler of *attempt*, makes of it."""
+    """What *error*, raised in the handler of *attempt*, makes of it. Never raises: an attempt always ends."""
+    try:
+        return _raised(attempt, error)
+    except BaseException:
+        return UNTELLABLE
+
+
+def _raised(attempt: Attempt, error: BaseException) -> Outcome:
     context = attempt.context
     if context.overdue is not None:
         return timed_out(attempt, error)

@@ -22,6 +22,9 @@ from treadle.worker.runner import STOPPED, Attempt, Runner, raised, timed_out
 from treadle.worker.stacks import stack_of_coroutine, stack_of_thread
 from treadle.worker.talk import ChildEnded
 
+ENDINGS: Final = (Exception, SystemExit, KeyboardInterrupt)
+"""What may come out of arguments or results, and must not cost a slot: an attempt always ends."""
+
 
 class Means(NamedTuple):
     """What the attempts of one worker run by.
@@ -164,6 +167,8 @@ class OnLoop(Running):
             outcome = unread(error)
         except asyncio.CancelledError:
             outcome = Released(STOPPED, started=False)
+        except ENDINGS as error:
+            outcome = raised(attempt, error)
         means.ended(self, outcome)
 
 
@@ -193,6 +198,8 @@ class OnThread(Running):
             outcome = means.runner.run_plain(attempt)
         except TreadleError as error:
             outcome = unread(error)
+        except ENDINGS as error:
+            outcome = raised(attempt, error)
         if not means.loop.is_closed():
             means.loop.call_soon_threadsafe(means.ended, self, outcome)
 
@@ -268,7 +275,7 @@ class InChild(Running):
             outcome = unread(error)
         except asyncio.CancelledError:
             outcome = Released(STOPPED, started=False)
-        except OSError as error:  # no process or pipe was to be had; tried again like any failure
+        except ENDINGS as error:  # such as no process to be had; tried again like any failure
             outcome = raised(attempt, error)
         means.ended(self, outcome)
 
