@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +95,8 @@ class Treadle(Extending):
         self._store: Store | None = None
         self._closed = False
         self._warned = False
+        self.inline: producing.Inline | None = None
+        """Runs every job as soon as it is stored; only in tests, see :func:`treadle.testing.inline`."""
 
     # Declaring
 
@@ -143,13 +147,19 @@ class Treadle(Extending):
             chunk: one transaction for each so many; None stores all or nothing.
         """
         self._warn_on_loop("enqueue_many", "aenqueue_many", stacklevel=3)
-        return producing.insert_many(self.store, jobs, chunk, self._tell)
+        ids = producing.insert_many(self.store, jobs, chunk, self._tell)
+        if self.inline is not None:
+            self.inline.run(ids)
+        return ids
 
     async def aenqueue_many(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob], *, chunk: int | None = None
     ) -> Sequence[int]:
         """The same from async code; *jobs* may be an async iterable."""
-        return await producing.ainsert_many(await self.aopen(), jobs, chunk, self._tell)
+        ids = await producing.ainsert_many(await self.aopen(), jobs, chunk, self._tell)
+        if self.inline is not None:
+            await self.inline.arun(ids)
+        return ids
 
     # Working
 
@@ -197,6 +207,20 @@ class Treadle(Extending):
             if self._store is not None:
                 self._store.close()
 
+    @contextmanager
+    def elsewhere(self, store: str, clock: Clock | None = None) -> Iterator[None]:
+        """Keep jobs in another store while the context is open, then go back; for tests."""
+        with self._lock:
+            before = self._given, self._clock, self._store, self._closed, self._claims
+            self._given, self._clock = replace(self._given, store=store), clock or self._clock
+            self._store, self._closed, self._claims = None, False, None
+        try:
+            yield
+        finally:
+            self.close()
+            with self._lock:
+                self._given, self._clock, self._store, self._closed, self._claims = before
+
     def __enter__(self) -> Treadle:
         return self
 
@@ -212,12 +236,18 @@ class Treadle(Extending):
         if connection is not None:
             return self.store.insert_in(connection, (job,))[0]
         self._warn_on_loop("enqueue", "aenqueue")
-        return producing.insert(self.store, (job,), self._tell)[0]
+        ids = producing.insert(self.store, (job,), self._tell)
+        if self.inline is not None:
+            self.inline.run(ids)
+        return ids[0]
 
     async def store_soon(self, job: NewJob) -> int:
         """Store one job from async code and return its id."""
         store = self._opened() if self._store is not None else await self.aopen()
-        return (await producing.ainsert(store, (job,), self._tell))[0]
+        ids = await producing.ainsert(store, (job,), self._tell)
+        if self.inline is not None:
+            await self.inline.arun(ids)
+        return ids[0]
 
     def _tell(self, jobs: Sequence[NewJob], ids: Sequence[int]) -> None:
         """Tell subscribers that jobs were stored."""

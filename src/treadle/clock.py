@@ -38,15 +38,29 @@ class SystemClock:
 class HeldClock:
     """A clock that moves only when told to; for tests.
 
+    Everything that is stored follows it: delays, retries, expiry, pauses, retention. What waits in this process does
+    not: timeouts of attempts, ``result(timeout=)``, ``lock_timeout``.
+
+    Args:
+        start: microseconds since 1970 UTC, or an aware datetime.
+
     Example:
-        >>> clock = HeldClock(start=0)
-        >>> clock.advance(seconds=30)
-        >>> clock.now()
-        30000000
+        >>> clock = HeldClock(datetime(2030, 1, 1, tzinfo=UTC))
+        >>> clock.advance(minutes=5)
+        >>> clock.moment
+        datetime.datetime(2030, 1, 1, 0, 5, tzinfo=datetime.timezone.utc)
     """
 
     def __init__(self, start: int | datetime = 1_700_000_000_000_000) -> None:
         self._now = to_micros(start) if isinstance(start, datetime) else start
+
+    def __repr__(self) -> str:
+        return f"<HeldClock {self.moment.isoformat(sep=' ')}>"
+
+    @property
+    def moment(self) -> datetime:
+        """The held time as an aware UTC datetime."""
+        return to_datetime(self._now)
 
     def now(self) -> int:
         """The held wall-clock time in microseconds."""
@@ -56,9 +70,28 @@ class HeldClock:
         """Real monotonic seconds: waiting loops must not freeze with the wall clock."""
         return time.monotonic()
 
-    def advance(self, *, seconds: float) -> None:
-        """Move the held time by *seconds* (negative moves it back)."""
-        self._now += round(seconds * SECOND)
+    def advance(
+        self,
+        by: timedelta | None = None,
+        /,
+        *,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+    ) -> None:
+        """Move the held time by the sum of what is given; less than nothing moves it back.
+
+        Example:
+            >>> HeldClock().advance(timedelta(days=1))
+            >>> HeldClock().advance(hours=1, minutes=30)
+        """
+        whole = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds) + (by or timedelta())
+        self._now += whole // timedelta(microseconds=1)
+
+    def move_to(self, moment: datetime) -> None:
+        """Move the held time to an aware datetime, onwards or back."""
+        self._now = to_micros(moment)
 
 
 def give_way() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from treadle.errors import ConfigurationError, QueueFull
 from treadle.model.job import NewJob
@@ -16,6 +16,16 @@ ROOM_POLL: Final = 0.1
 LARGEST_CHUNK: Final = 1_000_000_000
 Tell = Callable[[Sequence[NewJob], Sequence[int]], None]
 """Told the jobs and their ids once they are stored."""
+
+
+class Inline(Protocol):
+    """What runs jobs before the enqueue that stored them returns."""
+
+    def run(self, ids: Sequence[int]) -> None:
+        """Run these jobs, one after the other."""
+
+    async def arun(self, ids: Sequence[int]) -> None:
+        """The same from async code."""
 
 
 def insert(store: Store, jobs: Sequence[NewJob], tell: Tell) -> Sequence[int]:

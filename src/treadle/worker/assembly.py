@@ -14,7 +14,7 @@ from treadle.model.settle import Transition
 from treadle.store.store import Store
 from treadle.worker.around import Around
 from treadle.worker.children import Children
-from treadle.worker.claimer import Claimer
+from treadle.worker.claimer import AHEAD_MOST, Claimer
 from treadle.worker.context import JobContext
 from treadle.worker.crew import Crew
 from treadle.worker.desk import WorkerDesk
@@ -55,6 +55,7 @@ class Hooks(NamedTuple):
         fail: the store can no longer be used, or a part broke.
         stop_soon: as drain, from any thread.
         on_loop: runs a coroutine on its loop for another thread.
+        raised: a handler raised this under this lease; on the handler's thread. None outside of tests.
     """
 
     stored: Callable[[Sequence[Transition], Sequence[int]], None]
@@ -65,6 +66,7 @@ class Hooks(NamedTuple):
     fail: Callable[[TreadleError], None]
     stop_soon: Callable[[str], None]
     on_loop: Callable[[Coroutine[Any, Any, Any]], Any]
+    raised: Callable[[int, BaseException], None] | None = None
 
 
 class Parts(NamedTuple):
@@ -111,15 +113,16 @@ def assemble(
     events = Events(app.extensions.subscribers, clock, presence.name, hooks.stop_soon)
     resources = Resources(app.extensions.resources, hooks.on_loop)
     threads = ThreadPool(slots, "treadle-job")
-    runner = Runner(app.codecs, Around(app.extensions, resources), threads.call)
+    runner = Runner(app.codecs, Around(app.extensions, resources), threads.call, hooks.raised)
     birth = None if location is None else Birth(location, presence.children_lock, presence.mark)
     crew = Crew(
         slots, app.registry, runner, settler, desk, events, threads, None if birth is None else Children(birth, desk),
         store, presence.roll, clock, hooks.room, hooks.drain,
     )  # fmt: skip
     claimer = Claimer(
-        store, presence, crew, options.queues, names, _caps(app.registry, names), clock, hooks.fail, hooks.idle
-    )
+        store, presence, crew, options.queues, names, _caps(app.registry, names), clock, hooks.fail, hooks.idle,
+        AHEAD_MOST if hooks.raised is None else 0,
+    )  # fmt: skip
     return Parts(
         settler, events, resources, crew, claimer,
         Orders(store, presence, crew, claimer, hooks.drain, hooks.fail),

@@ -44,6 +44,7 @@ class Claimer:
         clock: for due times and rates.
         on_fatal: called when the store can no longer be used.
         on_idle: called when there is nothing to claim and nothing runs.
+        ahead_most: jobs that may be claimed beyond the free slots; 0 keeps the order strict.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Claimer:
         clock: Clock,
         on_fatal: Callable[[TreadleError], None],
         on_idle: Callable[[], None],
+        ahead_most: int = AHEAD_MOST,
     ) -> None:
         self._store = store
         self._presence = presence
@@ -67,6 +69,7 @@ class Claimer:
         self._clock = clock
         self._on_fatal = on_fatal
         self._on_idle = on_idle
+        self._ahead_most = ahead_most
         self._wake = asyncio.Event()
         self._watch = store.engine.watch()
         self._more = True
@@ -151,7 +154,7 @@ class Claimer:
 
     def _room(self) -> int:
         """How many jobs to claim now; 0 while enough are waiting already."""
-        ahead = min(AHEAD_MOST, int(self._measure() * AHEAD))
+        ahead = min(self._ahead_most, int(self._measure() * AHEAD))
         self._low = ahead * 3 // 4
         if self._crew.buffered > self._low:
             return 0

@@ -64,6 +64,11 @@ class Claims:
         )
         self._upkeep.start()
 
+    @property
+    def epoch(self) -> int:
+        """The number of this registration, which its jobs carry."""
+        return self._presence.epoch
+
     def request(
         self, most: int, tasks: Sequence[str] | None, queues: Sequence[str] | None
     ) -> Callable[[Session], claim.Claim]:

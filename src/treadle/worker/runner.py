@@ -59,12 +59,20 @@ class Runner:
         codecs: the codecs stored arguments may name.
         around: what surrounds handlers.
         in_thread: runs a plain function for a coroutine that waits for it, whatever happens.
+        on_raised: told the lease and what the handler or something around it raised, for tests that want to see it.
     """
 
-    def __init__(self, codecs: CodecRegistry, around: Around, in_thread: InThread) -> None:
+    def __init__(
+        self,
+        codecs: CodecRegistry,
+        around: Around,
+        in_thread: InThread,
+        on_raised: Callable[[int, BaseException], None] | None = None,
+    ) -> None:
         self._codecs = codecs
         self._around = around
         self._in_thread = in_thread
+        self._on_raised = on_raised
 
     def wrapping_of(self, definition: TaskDefinition) -> Wrapping | None:
         """What surrounds the handler of a task."""
@@ -84,7 +92,7 @@ class Runner:
                 whole = Call(attempt.context, *call)
                 value = await self._around.call(wrapping, whole, partial(self._handle, definition))
         except BaseException as error:
-            return raised(attempt, error)
+            return self._raised(attempt, error)
         return returned(attempt, value)
 
     def run_plain(self, attempt: Attempt) -> Outcome:
@@ -101,8 +109,13 @@ class Runner:
                 whole = Call(attempt.context, *call)
                 value = self._around.call_plain(wrapping, whole, partial(_handle_plain, definition))
         except BaseException as error:
-            return raised(attempt, error)
+            return self._raised(attempt, error)
         return returned(attempt, value)
+
+    def _raised(self, attempt: Attempt, error: BaseException) -> Outcome:
+        if self._on_raised is not None:
+            self._on_raised(attempt.claimed.lease, error)
+        return raised(attempt, error)
 
     def _decode(self, attempt: Attempt) -> Decoded | Held:
         claimed, definition = attempt.claimed, attempt.definition

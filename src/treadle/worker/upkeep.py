@@ -66,6 +66,8 @@ class Upkeep:
         self._judge = store.engine.judge()
         self._roll = roll_of(store)
         self._signs: dict[int, tuple[int, float]] = {}
+        self.first_round = threading.Event()
+        """Set once every duty was done, or none will be any more."""
         self._thread = threading.Thread(target=self._serve, name="treadle-upkeep", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +82,12 @@ class Upkeep:
         self._judge.close()
 
     def _serve(self) -> None:
+        try:
+            self._do_duties()
+        finally:
+            self.first_round.set()
+
+    def _do_duties(self) -> None:
         duties: list[tuple[float, Callable[[], None]]] = [
             (defaults.RESCUE_EVERY.total_seconds(), self.rescue),
             (defaults.BEAT.total_seconds(), self.beat),
@@ -95,6 +103,7 @@ class Upkeep:
                 if now >= due[place] and not self._do(duty):
                     return
                 due[place] = max(due[place], now + interval) if now >= due[place] else due[place]
+            self.first_round.set()
             self._stop.wait(max(0.01, min(due) - self._clock.monotonic()))
 
     def _do(self, duty: Callable[[], None]) -> bool:

@@ -66,6 +66,9 @@ class Worker:
         """Why it drains although nobody stopped it: told to, or to be replaced; None otherwise."""
         self.on_draining: Callable[[str], None] | None = None
         """Called when it begins to, on its loop; a supervisor starts another worker then."""
+        self.on_raised: Callable[[int, BaseException], None] | None = None
+        """For tests: told the lease and what its handler raised, on that thread. A worker that has this claims nothing
+        beyond its free slots, so that the order is strict."""
         self._started = False
         self._services: list[asyncio.Task[None]] = []
         self._halting = False
@@ -160,6 +163,10 @@ class Worker:
         """Wait until the worker has stopped, whoever stopped it."""
         await self._ended.wait()
 
+    async def looked_after(self) -> None:
+        """Wait for the first round of upkeep: rescue, unknown tasks, pauses that are over, expiry, pruning."""
+        await asyncio.to_thread(self._upkeep.first_round.wait)
+
     async def idle(self) -> None:
         """Wait until nothing is ready to claim, nothing runs and every outcome is stored."""
         while True:
@@ -246,7 +253,8 @@ class Worker:
 
     def _assemble(self, location: Location | None) -> None:
         hooks = Hooks(
-            self._stored, self._lost, self._room, self._rest, self._drain, self._fail, self.stop_soon, self._on_loop
+            self._stored, self._lost, self._room, self._rest, self._drain, self._fail, self.stop_soon, self._on_loop,
+            self.on_raised,
         )  # fmt: skip
         parts = assemble(self._app, self._store, self._presence, self._store_id, location, hooks)
         self._settler, self._events, self._resources = parts.settler, parts.events, parts.resources
