@@ -26,8 +26,8 @@ from treadle.errors import OutcomeUnknown, StoreLost
 from treadle.host import failpoints
 from treadle.host.files import FileIdentity, identity_of
 from treadle.host.process import own_identity
-from treadle.store.ops import meta, workers
-from treadle.store.roster import SLOTS
+from treadle.store.ops import meta, rescue, unknown, workers
+from treadle.store.seats import SLOTS
 from treadle.store.sqlite import failure, is_damage
 from treadle.store.store import Store
 from treadle.worker import settler
@@ -316,7 +316,7 @@ def unusual(victim: Victim, _: str) -> None:
     """What upkeep and starts do only now and then."""
     store = victim.app.treadle.store
     operations: Iterable[Callable[..., Any]] = (
-        partial(workers.free_known, tasks=("plain", "coroutine")), workers.hold_unknown, workers.rescue_orphans,
+        partial(unknown.free_known, tasks=("plain", "coroutine")), unknown.hold_unknown, rescue.rescue_orphans,
         partial(meta.declare_queue, name="spare", max_length=1_000_000, when_full="refuse"),
     )  # fmt: skip
     for operation in operations:
