@@ -251,6 +251,26 @@ def test_the_second_run_is_the_same_job(app: Treadle) -> None:
     assert run.job.state is JobState.SUCCEEDED
 
 
+def test_it_runs_twice_from_async_code_too(app: Treadle) -> None:
+    """On an event loop a handler of either kind runs beside it."""
+    ran: list[str] = []
+
+    @app.task(name="coroutine")
+    async def coroutine() -> None:
+        ran.append("coroutine")
+
+    @app.task(name="plain")
+    def plain() -> None:
+        ran.append("plain")
+
+    async def main() -> None:
+        for task in (coroutine, plain):
+            assert_idempotent(app, task.job(), lambda run: run.job.state is JobState.SUCCEEDED)
+
+    asyncio.run(main())
+    assert ran == ["coroutine"] * 2 + ["plain"] * 2
+
+
 def test_follow_ups_are_checked(app: Treadle) -> None:
     """What only an accepted success enqueues is there once; a plain enqueue would be there twice."""
     other = app.task(name="other")(lambda: None)

@@ -35,12 +35,13 @@ from treadle.worker.runner import Attempt, Runner, needs_loop
 NAME: Final = "testing"
 ORDINARY: Final = (Exception, SystemExit, asyncio.CancelledError, GeneratorExit)
 """What fails an attempt and no more. Ctrl-C and the like end the test too."""
-NO_RESOURCES: Final = Resources({}, lambda coroutine: coroutine.close())
 
 
 class _Begun(NamedTuple):
     """An attempt that was claimed; *attempt* is None when its arguments cannot be read, so that it is held."""
 
+    store: Store
+    claims: Claims
     claimed: Claimed
     started_at: int
     attempt: Attempt | None
@@ -96,6 +97,8 @@ class Solo:
 
     def run_and_lose(self, job_id: int) -> Outcome | None:
         """Run one attempt and store nothing of it, as if its process had died; :meth:`close` gives the job back."""
+        if on_event_loop():
+            return on_own_thread(partial(self.run_and_lose, job_id))
         begun = self._begin(job_id, None, None)
         return None if begun is None or begun.attempt is None else self._call(begun, begun.attempt)
 
@@ -119,17 +122,17 @@ class Solo:
             return None
         started_at = store.clock.now()
         found = claims.leased([claimed])
-        return _Begun(claimed, started_at, found[0][0] if found else None, {})
+        return _Begun(store, claims, claimed, started_at, found[0][0] if found else None, {})
 
     def _call(self, begun: _Begun, attempt: Attempt) -> Outcome:
         """Call the handler, on this thread if it is a plain function."""
-        wrapping = Around(self._app.extensions, NO_RESOURCES).of(attempt.definition)
+        wrapping = Around(self._app.extensions, _no_resources()).of(attempt.definition)
         if needs_loop(attempt.definition, wrapping):
             return on_own_loop(self._acall(begun, attempt))
         attempt = attempt._replace(wrapping=wrapping)
         here = contextvars.copy_context()  # what the handler sets there must not reach the test
         if wrapping is None or not wrapping.resources:
-            return here.run(self._runner(begun, NO_RESOURCES).run_plain, attempt)
+            return here.run(self._runner(begun, _no_resources()).run_plain, attempt)
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as loop:
             resources = Resources(self._app.extensions.resources, loop.run)
             try:
@@ -160,12 +163,11 @@ class Solo:
         return Runner(self._app.codecs, around, in_thread, begun.errors.__setitem__)
 
     def _settle(self, begun: _Begun, attempt: Attempt, outcome: Outcome) -> Transition:
-        store, claims = self._registered()
-        granted = None
+        store, granted = begun.store, None
         if isinstance(outcome, Failed) and attempt.definition.retry.counts_immediates:
-            granted = store.read(claims.immediates(begun.claimed.id))
+            granted = store.read(begun.claims.immediates(begun.claimed.id))
         transition = judge(attempt, outcome, begun.started_at, store.clock.now(), granted)
-        store.run(claims.settling(transition))
+        store.run(begun.claims.settling(transition))
         return transition
 
     def _told(self, begun: _Begun | None) -> RanJob | None:
@@ -201,6 +203,10 @@ class Solo:
 
 async def _no_threads(function: Callable[[], object]) -> object:
     raise AssertionError(f"{function!r} needs a loop")
+
+
+def _no_resources() -> Resources:
+    return Resources({}, on_own_loop)
 
 
 def _nothing_to_stop(_: str) -> None:
