@@ -93,8 +93,8 @@ def test_a_stop_by_signal_leaves_no_child(shop: Treadle, tmp_path: Path) -> None
 
 
 def _alive(pid: int) -> bool:
+    """True while a process can still do anything; one that has ended, or is about to without its memory, cannot."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
         return False
-

@@ -82,10 +82,10 @@ def family(mark: str) -> Iterator[Family]:
 
 
 def alive(pid: int) -> bool:
-    """True while a process runs; a zombie does not."""
+    """True while a process can still do anything; one that has ended, or is about to without its memory, cannot."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
         return False
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE
 LOOKS = 12_000
 SLEEPER = "import time\nwhile True: time.sleep(1)"
 CAP = 200_000_000
-KEPT: list[Any] = []
+TENANT = ContextVar("tenant", default="nobody")
 
 
 class Mismatch(Exception):
@@ -296,6 +297,9 @@ def talk(_: JobContext, value: Any) -> None:
     os.write(1, b"raw \xff\xfe bytes\n")
     subprocess.run(["/bin/sh", "-c", "echo by a program"], check=True)
     current_job().log("told", logging.ERROR)
+    thread = threading.Thread(target=lambda: logging.getLogger("shop").error("from a thread"))
+    thread.start()
+    thread.join()
     print("without an end", end="")
 
 
@@ -347,6 +351,14 @@ def report(job: JobContext, value: Any) -> None:
     """Report progress once, and wait."""
     job.progress(0.25, value)
     heard(f"{value} go")
+
+
+@deed
+def tenant(_: JobContext, value: Any) -> str:
+    """Set a context variable and tell what it was before."""
+    before = TENANT.get()
+    TENANT.set(value)
+    return before
 
 
 @deed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 
 from treadle import AttemptOutcome, JobRecord, JobState, Treadle
 from treadle.errors import ConfigurationError, JobFailed, ResultNotStored
+from treadle.host.children import Child
+from treadle.worker import wire
 from worker.isolated import AT_IMPORT, CAP, TASKS, heard, place, say
 from worker.kit import PATIENCE, SOURCE, eventually, every_job, states
 
@@ -35,10 +39,10 @@ def settled(job: Any) -> JobRecord:
 
 
 def alive(pid: int) -> bool:
-    """True while a process runs; one that has ended and was not waited for does not."""
+    """True while a process can still do anything; one that has ended, or is about to without its memory, cannot."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
         return False
 
 
@@ -173,6 +177,13 @@ def test_notes_of_an_attempt_that_is_over_hurt_no_other(shop: Treadle) -> None:
         assert run("act", "last_checkpoint") is None
 
 
+def test_context_variables_of_one_job_are_not_seen_by_the_next_in_its_process(shop: Treadle) -> None:
+    """A child is used again and again; what a handler sets there is over with its attempt."""
+    with shop.worker(concurrency=1):
+        for task in ("act", "aact"):
+            assert [run(task, "tenant", name) for name in ("ada", "bob")] == ["nobody", "nobody"]
+
+
 @pytest.mark.parametrize("task", ["trapped", "trapped_thread", "trapped_loop"])
 def test_nothing_that_comes_out_of_code_of_others_costs_a_slot(shop: Treadle, task: str) -> None:
     """Errors that cannot be named, codecs that would end the program at arguments or results: the attempt ends."""
@@ -289,6 +300,20 @@ def test_an_import_that_kills_comes_to_the_crash_cap(shop: Treadle, monkeypatch:
     assert (job.record().crashes, job.record().attempt) == (3, 3)
     assert (careful.record().crashes, careful.record().attempt) == (0, 1)
     assert careful.record().reason.startswith("its process could not be started: its process was killed by SIGKILL")
+
+
+def test_a_child_that_does_not_understand_its_worker_ends(shop: Treadle, tmp_path: Path) -> None:
+    """It would never notice that the worker is gone, and never end: as after an upgrade under a running worker."""
+    ended = threading.Event()
+    child = Child("treadle.worker.child", f"{tmp_path.name}-{os.getpid()}", lambda end: ended.set())
+    hello = wire.Hello("worker.isolated:app", "", list(sys.path), str(tmp_path / "children"), 1, "store", 30)
+    os.write(child.inward, wire.packed(hello))
+    eventually(lambda: select.select([child.outward], [], [], 0)[0])
+    assert isinstance(wire.for_parent(os.read(child.outward, 1 << 16)[wire.LENGTH :]), wire.Ready)
+    os.write(child.inward, (3).to_bytes(wire.LENGTH, "big") + b"\xc1\xc1\xc1")
+    assert ended.wait(PATIENCE)
+    assert b"A child process cannot go on." in os.read(child.errors, 1 << 16)
+    child.close()
 
 
 def test_a_process_that_cannot_be_had_fails_the_attempt(shop: Treadle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,7 +325,7 @@ def test_everything_that_a_process_says_is_kept(shop: Treadle, capfd: pytest.Cap
     assert found == {
         ("shop", 30, "logged"), ("stdout", 20, "printed"), ("stderr", 30, "complained"),
         ("stdout", 20, "raw \ufffd\ufffd bytes"), ("stdout", 20, "by a program"), ("job", 40, "told"),
-        ("stdout", 20, "without an end"),
+        ("stdout", 20, "without an end"), ("stderr", 30, "from a thread"),
     }  # fmt: skip
     assert "raw \ufffd\ufffd bytes" in capfd.readouterr().out
 

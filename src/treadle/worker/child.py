@@ -43,7 +43,7 @@ from treadle.model.sanitise import describe_exception
 from treadle.worker import wire
 from treadle.worker.around import Around
 from treadle.worker.capture import capture_logging
-from treadle.worker.context import JobContext
+from treadle.worker.context import RUNNING, JobContext
 from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
 from treadle.worker.resources import Resources
@@ -51,6 +51,7 @@ from treadle.worker.runner import Attempt, Runner, needs_loop, raised
 
 CHUNK: Final = 1 << 16
 LOOK_FOR_PARENT_EVERY: Final = 1.0
+log = logging.getLogger("treadle.worker")
 
 
 class Pipe:
@@ -89,10 +90,16 @@ class Pipe:
                 return found
 
     def listen(self) -> None:
-        """Hear the worker until it is gone; then end this session."""
-        while True:
-            for message in self._read():
-                self._take(wire.for_child(message))
+        """Hear the worker until it is gone, or says what nobody understands; then end with everything started here."""
+        try:
+            while True:
+                for message in self._read():
+                    self._take(wire.for_child(message))
+        except BaseException:
+            # Without this thread nobody would notice the end of the worker. After an upgrade under a running worker
+            # the two may speak differently.
+            log.exception("A child process cannot go on.")
+            end_own_session(self.mark)
 
     def say(self, message: wire.ToParent) -> None:
         """Tell the worker something."""
@@ -255,6 +262,10 @@ def main(inward: int, outward: int, stacks: int) -> None:
         return
     threading.Thread(target=pipe.listen, name="treadle-listen", daemon=True).start()
     logging.getLogger().setLevel(hello.log_level)
+    # What is logged outside a job, at import or by threads of a handler's own, is printed; the worker passes it on.
+    outside = logging.StreamHandler(sys.__stderr__)
+    outside.addFilter(lambda _: RUNNING.get(None) is None)
+    logging.getLogger().addHandler(outside)
     with capture_logging(hello.log_level):
         try:
             app: Any = find_again(hello.app, hello.main, hello.sys_path)
