@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import textwrap
@@ -28,22 +29,29 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self._heard = b""
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def hear(self) -> str:
-        """The child's next line."""
+        """The child's next line; several may come at once."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        assert ready, "the child says nothing"
-        return self.process.stdout.readline().decode().strip()
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+            assert ready, "the child says nothing"
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not data:
+                break
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode().strip()
 
     def silent(self) -> bool:
         """Whether the child has said nothing yet."""
         assert self.process.stdout is not None
-        return not select.select([self.process.stdout], [], [], 0)[0]
+        return not self._heard and not select.select([self.process.stdout], [], [], 0)[0]
 
     def say(self, text: str) -> None:
         """Give the child a line."""

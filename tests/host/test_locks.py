@@ -176,7 +176,7 @@ def test_pool_children_do_not_keep_the_slot(tmp_path: Path) -> None:
         probe = Probe(path)
         assert not probe.is_free(5)
         holder.kill()
-        assert probe.is_free(5)
+        until(lambda: probe.is_free(5))  # the other one of the pool may have been born just then
         os.kill(worker, signal.SIGKILL)
         probe.close()
 
