@@ -40,3 +40,8 @@ KEEP_CANCELLED: Final = timedelta(days=30)
 KEEP_FAILED: Final = timedelta(days=90)
 PRUNE_EVERY: Final = timedelta(seconds=30)
 PRUNE_SLICE: Final = 500
+
+SCHEMA: Final = "treadle"
+CONNECTIONS: Final = 6
+SERVER_LEASE: Final = timedelta(seconds=15)
+LOST_LOCK_LEASE: Final = timedelta(seconds=3)

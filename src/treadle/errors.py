@@ -92,6 +92,10 @@ class StoreBusy(StoreError):
     """The write lock was not free within ``lock_timeout``."""
 
 
+class StoreUnreachable(StoreBusy):
+    """The database server cannot be reached; nothing was stored, and it can be tried again."""
+
+
 class StoreFull(StoreError):
     """The disk or the size budget is exhausted; nothing was stored."""
 

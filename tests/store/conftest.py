@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import postgres
 import treadle
 from store.making import START
 from treadle.clock import HeldClock
@@ -26,10 +27,15 @@ def clock() -> HeldClock:
     return HeldClock(START)
 
 
-@pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["file", "memory", "postgresql", "postgresql 15"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of a new store of each kind."""
-    return f"sqlite:///{tmp_path / 'jobs.db'}" if request.param == "file" else "memory://"
+    kind, _, version = request.param.partition(" ")
+    if kind == "postgresql":
+        with postgres.database(version) as made:
+            yield made
+    else:
+        yield f"sqlite:///{tmp_path / 'jobs.db'}" if kind == "file" else "memory://"
 
 
 @pytest.fixture

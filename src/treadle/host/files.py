@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -195,6 +196,27 @@ def side_folder(database: Path) -> Path:
     mode = 0o700 | access | (access & 0o444) >> 2
     _give(folder, wanted, found, mode)
     return folder
+
+
+def run_folder(name: str) -> Path:
+    """Create the folder *name* for what processes of this user on this machine tell each other, and return it.
+
+    It lies in the user's runtime folder where the system has one, else under the temporary folder, mode 0700.
+
+    Raises:
+        OSError: it cannot be created, or its parent is another user's.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    parent = Path(runtime, "treadle") if runtime else Path(tempfile.gettempdir(), f"treadle-{user}")
+    for folder in (parent, parent / name):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        found = os.lstat(folder)
+        # Under a folder that everybody may write to, another user may have been first with this name.
+        if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != user):
+            raise PermissionError(f"{folder} is not a folder of this user")
+    return parent / name
 
 
 def create_private(path: Path) -> None:

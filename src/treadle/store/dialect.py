@@ -262,7 +262,7 @@ class PostgresDialect(Dialect):
 
     def members(self, column: str) -> str:
         """By ``jsonb_array_elements_text``."""
-        return f"(SELECT value FROM jsonb_array_elements_text({column}::jsonb) AS listed (value))"
+        return f"LATERAL (SELECT value FROM jsonb_array_elements_text({column}::jsonb) AS listed (value))"
 
     def slice(self, name: str, place: str) -> str:
         """By ``substring``."""

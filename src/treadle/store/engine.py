@@ -76,6 +76,9 @@ class Judge(Protocol):
     def is_dead(self, row: IdentityRow) -> bool:
         """True when the worker of that registration has provably ended, or its lease by server time has."""
 
+    def looks_alive(self, row: IdentityRow, now: int) -> bool:
+        """What to tell people who look once; *now* is the store's time, microseconds."""
+
     def close(self) -> None:
         """Let go of what it needs."""
 

@@ -18,6 +18,10 @@ class StoreOptions:
         max_size: bytes of database beyond which enqueue is refused, None for no budget.
         min_free: bytes that enqueue leaves free on the disk, so that running work can still be settled.
         auto_migrate: create and upgrade tables when the store is opened.
+        schema: PostgreSQL: the schema that holds the tables.
+        connections: PostgreSQL: at most so many connections, beside the one that listens.
+        listen_url: PostgreSQL: where to listen when the store's URL leads to a pooler; None for the same.
+        prepared: PostgreSQL: let the server keep statements; not through a pooler that does not.
     """
 
     durability: str = defaults.DURABILITY
@@ -25,3 +29,7 @@ class StoreOptions:
     max_size: int | None = None
     min_free: int = defaults.MIN_FREE
     auto_migrate: bool = True
+    schema: str = defaults.SCHEMA
+    connections: int = defaults.CONNECTIONS
+    listen_url: str | None = None
+    prepared: bool = True

@@ -24,6 +24,9 @@ class Reply(Protocol):
     def cancelled(self) -> bool:
         """True when the caller gave up in time."""
 
+    def done(self) -> bool:
+        """True once there is an answer, or the caller gave up."""
+
     def set_running_or_notify_cancel(self) -> bool:
         """Begin; False when the caller gave up."""
 
@@ -54,6 +57,10 @@ class LoopReply(Generic[T]):
     def cancelled(self) -> bool:
         """True when the caller gave up in time."""
         return self._state == "cancelled"
+
+    def done(self) -> bool:
+        """True once there is an answer, or the caller gave up."""
+        return self._state in ("done", "cancelled")
 
     def cancel(self) -> bool:
         """Give up; False when the operation has begun."""

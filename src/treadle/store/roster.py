@@ -46,7 +46,7 @@ def evict(store: Store, meant: Callable[[WorkerRecord], bool], why: str, session
 
 
 def _record(row: workers.WorkerRow, judge: Judge, now: int) -> WorkerRecord:
-    alive = not judge.is_dead(row.identity)
+    alive = judge.looks_alive(row.identity, now)
     return WorkerRecord(
         slot=row.slot, epoch=row.epoch, name=row.name, host=row.host, pid=row.pid,
         started_at=to_datetime(row.started_at), seen_at=to_datetime(row.seen_at),

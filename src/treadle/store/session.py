@@ -25,18 +25,19 @@ class Session:
     __slots__ = ("_cursor", "clock", "connection", "dialect", "rings", "settles")
 
     def __init__(self, connection: sqlite3.Connection, dialect: Dialect, clock: Clock) -> None:
-        self.connection = connection
+        self.connection: Any = connection
         self.dialect = dialect
         self.clock = clock
         self.rings = b""
         self.settles = False
-        self._cursor = connection.cursor()
+        self._cursor: Any = connection.cursor()
         # A caller's connection may make rows of its own kind; ours are plain tuples.
         self._cursor.row_factory = None
 
     def rows(self, sql: Sql | str, parameters: Parameters = ()) -> list[Row]:
         """Run *sql* and return every row; never leaves a cursor open."""
-        return self._cursor.execute(self.dialect.text(sql), parameters).fetchall()
+        found: list[Row] = self._cursor.execute(self.dialect.text(sql), parameters).fetchall()
+        return found
 
     def row(self, sql: Sql | str, parameters: Parameters = ()) -> Row | None:
         """Run *sql* and return its first row, None when there is none."""
@@ -50,7 +51,7 @@ class Session:
 
     def change(self, sql: Sql | str, parameters: Parameters = ()) -> int:
         """Run *sql* and return how many rows it changed."""
-        return self._cursor.execute(self.dialect.text(sql), parameters).rowcount
+        return int(self._cursor.execute(self.dialect.text(sql), parameters).rowcount)
 
     def ring(self, token: bytes = b"r") -> None:
         """Ask for the bell to ring once this transaction has committed.

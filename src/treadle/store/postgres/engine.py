@@ -1,0 +1,201 @@
+"""The engine for PostgreSQL: a few lanes that write, reads beside them, one connection that listens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import psycopg
+
+from treadle.clock import Clock
+from treadle.errors import StoreBusy, StoreError
+from treadle.host.files import run_folder
+from treadle.store.dialect import PostgresDialect
+from treadle.store.engine import Bell, Engine, Watch
+from treadle.store.ops import meta
+from treadle.store.ops.sequences import burn
+from treadle.store.options import StoreOptions
+from treadle.store.postgres.clock import ServerClock
+from treadle.store.postgres.connections import Connection, Connections, check_url, without_password
+from treadle.store.postgres.errors import translate, unreachable
+from treadle.store.postgres.lanes import Lanes
+from treadle.store.postgres.listener import Listener
+from treadle.store.postgres.opening import bring_up_to_date
+from treadle.store.postgres.reading import Reads
+from treadle.store.postgres.seats import ServerJudge, ServerSeat
+from treadle.store.postgres.session import PostgresSession
+from treadle.store.postgres.transactions import Transactions
+from treadle.store.replies import Reply
+from treadle.store.session import Session
+
+T = TypeVar("T")
+READ_DEADLINE: Final = 10.0
+NOTIFY: Final = "SELECT pg_notify(%s, %s)"
+log = logging.getLogger("treadle.store")
+
+
+class PostgresEngine(Engine):
+    """One open database.
+
+    Args:
+        url: ``postgresql://…``.
+        options: how to use it.
+        clock: where monotonic time comes from; times are the server's.
+    """
+
+    def __init__(self, url: str, options: StoreOptions, clock: Clock) -> None:
+        self._options = options
+        self._url = check_url(url)
+        self.place = without_password(url)
+        self._server_clock = ServerClock(clock)
+        self.clock = self._server_clock
+        self._dialect = PostgresDialect(options.schema)
+        self._channel = f"treadle_{options.schema}"[:63]
+        self._connections = Connections(url, self.place, options, clock)
+        self._transactions = Transactions(
+            self._connections, self._dialect, self._server_clock, self.place, options.durability,
+            options.lock_timeout,
+        )  # fmt: skip
+        self._lanes = Lanes(
+            self._connections, self._transactions, self.place, clock, max(1, options.connections // 2),
+            options.lock_timeout, self._after_commit,
+        )  # fmt: skip
+        self._reads = Reads(self._connections, self._dialect, self._server_clock, self.place, options.lock_timeout)
+        self._listener = Listener(self._connect_listener, self._channel, self.place)
+        self._open()
+
+    def _open(self) -> None:
+        options = self._options
+        until = self.clock.monotonic() + options.lock_timeout
+        try:
+            with self._connections.lent(until) as connection:
+                bring_up_to_date(connection, options.schema, self.place, auto_migrate=options.auto_migrate)
+        except psycopg.Error as error:
+            self.close(0)
+            raise translate(error, self.place) from error
+        self._store_id = self.read(meta.store_id)
+        self.side = run_folder(self._store_id)
+
+    def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
+        """Queue a write for the lanes."""
+        self._lanes.submit(operation, reply, guarded=guarded)
+
+    def run_here(self, operation: Callable[[Session], T]) -> tuple[T] | None:
+        """Run a write on this thread while a lane is idle."""
+        return self._lanes.run_here(operation)
+
+    def read(self, operation: Callable[[Session], T]) -> T:
+        """Run a read on this thread."""
+        return self._reads.run(operation, READ_DEADLINE)
+
+    def read_long(self, operation: Callable[[Session], T], seconds: float) -> T:
+        """Run a read with another deadline."""
+        return self._reads.run(operation, seconds)
+
+    def submit_read(self, operation: Callable[[Session], T]) -> Future[T]:
+        """Run a read on the pool of readers."""
+        return self._reads.submit(operation, READ_DEADLINE)
+
+    def run_in(self, connection: object, operation: Callable[[Session], T]) -> T:
+        """Run a write in the caller's transaction; the notification travels with its commit."""
+        raise NotImplementedError
+
+    def ring(self, token: bytes = b"r") -> None:
+        """Wake every worker, here and elsewhere."""
+        self._listener.ring(token, settled=False)
+        with suppress(StoreError, psycopg.Error), self._connections.lent(self.clock.monotonic() + 1) as connection:
+            connection.execute(NOTIFY, (self._channel, self._listener.payload(token, settled=False)))
+
+    def worker_bell(self, slot: int) -> Bell | None:
+        """Rung by the listener."""
+        return self._listener.worker_bell()
+
+    def waiter_bell(self) -> Bell:
+        """Rung by the listener, when anything was settled."""
+        self._lanes.check_open()
+        return self._listener.waiter_bell()
+
+    def watch(self) -> Watch:
+        """Says yes each time: looking would cost as much as claiming."""
+        return _Always()
+
+    def take_seat(self, is_free: Callable[[int], bool]) -> ServerSeat:
+        """A number never given before."""
+        reply: Future[int] = Future()
+        self.submit(lambda session: burn(session, "epoch", 1)[0], reply, guarded=False)
+        return ServerSeat(reply.result(), self._listener, self._store_id)
+
+    def judge(self) -> ServerJudge:
+        """By signs of life and locks."""
+        return ServerJudge(self.read, self._listener, self._store_id, self.clock)
+
+    def check_health(self, session: Session) -> None:
+        """A connection that answers is healthy."""
+
+    def check_after_damage(self) -> None:
+        """The server looks after its disk."""
+
+    def check_room(self, coming: int) -> None:
+        """The server says when it is full."""
+
+    def check_own_transaction(self) -> None:
+        """Transactions do not stand in each other's way here."""
+
+    def busy(self) -> StoreBusy:
+        """Why a write did not begin in time."""
+        if self._connections.failure is not None:
+            return unreachable(self.place, self._connections.failure)
+        return StoreBusy(
+            f"No connection to {self.place} was free for {self._options.lock_timeout:g} s (lock_timeout). Nothing was "
+            "stored; give the store more connections, or look for transactions that hold its rows."
+        )
+
+    def close(self, timeout: float) -> None:
+        """Finish what is queued, then close every connection."""
+        self._lanes.close(timeout)
+        self._reads.close()
+        self._listener.close()
+        self._connections.close()
+
+    def before_fork(self) -> None:
+        """Nothing: the child leaves its parent's connections alone."""
+
+    def after_fork_in_parent(self) -> None:
+        """Nothing."""
+
+    def after_fork_in_child(self) -> bool:
+        """Fresh locks, no threads, no connections."""
+        self._connections.start_anew()
+        self._lanes.start_anew()
+        self._reads.start_anew()
+        self._listener.start_anew()
+        return True
+
+    def _after_commit(self, session: PostgresSession, connection: Connection) -> None:
+        """Ring here at once, then tell others."""
+        if not session.rings and not session.settles:
+            return
+        self._listener.ring(session.rings, settled=session.settles)
+        # In a transaction of its own: commits that notify wait for each other, all over the server.
+        payload = self._listener.payload(session.rings, settled=session.settles)
+        try:
+            connection.execute(NOTIFY, (self._channel, payload))
+        except psycopg.Error as error:
+            log.debug("Others were not notified (%s); they find out by polling.", error)
+
+    def _connect_listener(self) -> Connection:
+        connection = self._connections.connect(self._options.listen_url)
+        self._listener.since = self.clock.monotonic()
+        return connection
+
+
+class _Always:
+    def changed(self) -> bool:
+        """True."""
+        return True
+
+    def close(self) -> None:
+        """Nothing."""
