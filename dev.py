@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run this project with nothing but python3 and pip: `python3 dev.py demo|test|check|chaos|faults|powercut|bench …`.
+"""Run this project with nothing but python3 and pip: `python3 dev.py demo`; without a word it names the others.
 
 Words after the command go to the program it starts; its exit code comes back. The first run makes .venv.
 """

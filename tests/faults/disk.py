@@ -113,7 +113,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
-    print(f"seed {seed}  SQLite {sqlite3.sqlite_version} in {vfs.library()}", flush=True)
+    try:
+        print(f"seed {seed}  SQLite {sqlite3.sqlite_version} in {vfs.library()}", flush=True)
+    except vfs.NoLibrary as error:
+        sys.exit(f"disk: {error}")
     broken = 0
     for kind in given.kinds.split(","):
         for code in given.codes.split(","):

@@ -101,6 +101,7 @@ class _Enqueue:
     ids: tuple[int, ...] = ()
 
     def is_in(self, rows: Rows) -> bool:
+        """True when the enqueue's jobs are there, all of them and no others."""
         return sorted(rows.tokens.get(self.token, ())) == sorted(self.ids)
 
 
@@ -147,7 +148,7 @@ def _is_in(rows: Rows, fact: Record) -> bool:
     if fact["kind"] == "start":
         return rows.next_lease > int(fact["lease"]) and attempt >= int(fact["attempt"])
     if fact["kind"] == "result":
-        return state == SUCCEEDED
+        return bool(state == SUCCEEDED)
     return bool(state >= SUCCEEDED or rows.checkpoints.get(fact["job"], 0) >= fact["value"])
 
 

@@ -141,8 +141,12 @@ def _action(victim: Victim, pipe: Connection, fault: str) -> failpoints.Action:
         else:
             raise failure(ERRORS[fault])
 
+    def let_go() -> None:
+        pipe.recv_bytes()
+        stall.release()
+
     if fault == "stall":
-        threading.Thread(target=lambda: (pipe.recv_bytes(), stall.release()), daemon=True).start()
+        threading.Thread(target=let_go, daemon=True).start()
     return act
 
 
@@ -162,7 +166,7 @@ async def _live(victim: Victim, pipe: Connection, plan: Plan) -> int:
         return BROKEN
     if plan.times is None:
         set_traps(victim, pipe, plan)  # for ever is from now on: no worker would start
-        threading.Timer(FOR_EVER, lambda: (failpoints.disarm(), victim.healed.set())).start()
+        threading.Timer(FOR_EVER, _heal, [victim]).start()
     producing = asyncio.ensure_future(asyncio.to_thread(_produce, victim, plan))
     ended = asyncio.ensure_future(worker.ended())
     await asyncio.wait({producing, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -176,6 +180,11 @@ async def _live(victim: Victim, pipe: Connection, plan: Plan) -> int:
         return 0
     logging.warning("worker failed: %r", worker.failure)
     return LOST if isinstance(worker.failure, StoreLost) else BROKEN
+
+
+def _heal(victim: Victim) -> None:
+    failpoints.disarm()
+    victim.healed.set()
 
 
 def _prepare(victim: Victim) -> None:

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,7 +193,10 @@ def main() -> int:
     parser.add_argument("--restarted", action="store_true", help="also a line, not judged, of restarts on a bad disk")
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(2**31) if given.seed is None else given.seed
-    print(f"seed {seed}  SQLite {sqlite3.sqlite_version} in {vfs.library()}", flush=True)
+    try:
+        print(f"seed {seed}  SQLite {sqlite3.sqlite_version} in {vfs.library()}", flush=True)
+    except vfs.NoLibrary as error:
+        sys.exit(f"powercut: {error}")
     PROCESSES.set_forkserver_preload(["__main__", "faults.powercut_app"])
     failed = False
     if given.restarted:
@@ -214,5 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with closing(sqlite3.connect(":memory:")):
-        sys.exit(main())
+    sys.exit(main())

@@ -122,7 +122,8 @@ async def _work(victims: list[Victim], run: Run, seed: int) -> None:
     ]
     for thread in producers:
         thread.start()
-    await asyncio.to_thread(lambda: [thread.join() for thread in producers])
+    for thread in producers:
+        await asyncio.to_thread(thread.join)
     await worker.stop()
     assert run.failing or worker.failure is None, worker.failure
 

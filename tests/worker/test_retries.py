@@ -5,8 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from treadle import Backoff, HeldClock, JobState, Retry, Treadle, current_job
+from treadle.host import failpoints
 from treadle.model.sanitise import class_name
-from worker.kit import PATIENCE, every_job, failing, open_app, run_all
+from worker.kit import PATIENCE, aheard, every_job, failing, open_app, run_all
 
 ENTRIES = (30, 120, 480, 1800, 7200)
 
@@ -142,3 +143,31 @@ def test_immediate_retries_are_counted_by_class(held_app: Treadle) -> None:
     record = job.record()
     assert (record.state, record.attempt) == (JobState.FAILED, 5)
     assert record.attempts[0].error_type == class_name(Mismatch)
+
+
+def test_idle_sees_a_retry_whose_bell_was_not_heard(app: Treadle) -> None:
+    """While an attempt runs idle() is asked; the attempt fails and is ready again: idle() waits for that one too."""
+    policy = Retry(0, immediately={Mismatch: 1})
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @app.task(retry=policy)
+    async def fail() -> None:
+        begun.set()
+        await go.wait()
+        raise Mismatch
+
+    async def main() -> None:
+        job = await fail.aenqueue()
+        async with app.worker() as worker:
+            await aheard(begun)
+            idle = asyncio.ensure_future(worker.idle())
+            await asyncio.sleep(0)
+            failpoints.arm(failpoints.raising(lambda: OSError("no bell")), "apply.after_commit")
+            go.set()
+            await idle
+            assert (await app.aget(job.id)).state is JobState.FAILED
+
+    try:
+        asyncio.run(main())
+    finally:
+        failpoints.disarm()

@@ -54,6 +54,8 @@ class Settler:
         self._on_fatal = on_fatal
         self._waiting: deque[Transition] = deque()
         self._parked = 0
+        self.stored = 0
+        """How many outcomes were stored or refused so far."""
         self._notes: Notes = {}
         self._lines: Lines = {}
         self._noting = threading.Lock()
@@ -127,6 +129,7 @@ class Settler:
             except Exception as error:  # whatever it is, the worker and the other outcomes must outlive it
                 return await self._divide(batch, error)
             else:
+                self.stored += len(batch)
                 self._on_stored(batch, lost)
                 for lease in lost:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)

@@ -170,14 +170,16 @@ class Worker:
     async def idle(self) -> None:
         """Wait until nothing is ready to claim, nothing runs and every outcome is stored."""
         while True:
-            started = self._crew.started
+            before = (self._crew.started, self._settler.stored)
             self._claimer.idle.clear()
             self._claimer.look()
             await self._claimer.idle.wait()
             await self._crew.judged()
             await self._settler.drained()
-            # An outcome stored just now may have made its job ready again: only a look that started nothing counts.
-            if self._claimer.idle.is_set() and not self._crew.running and self._crew.started == started:
+            # An outcome stored just now may have made its job ready again, and its bell may not have been heard yet: only
+            # a look after which nothing was started and nothing was stored counts.
+            after = (self._crew.started, self._settler.stored)
+            if self._claimer.idle.is_set() and not self._crew.running and after == before:
                 return
 
     async def __aenter__(self) -> Worker:
