@@ -124,7 +124,7 @@ def shared(version: str = "") -> Server:
 @cache
 def _template(version: str) -> str:
     """A database with Treadle's tables, to be copied."""
-    from treadle.store.store import Store  # noqa: PLC0415 - tests of the host need no store
+    from treadle.store.store import Store
 
     with shared(version).admin() as admin:
         admin.execute(f"CREATE DATABASE {TEMPLATE}")

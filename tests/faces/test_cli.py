@@ -249,6 +249,19 @@ def test_a_lost_store_is_exit_code_70(shop: Path) -> None:
     assert process.returncode == 70, told
 
 
+def test_a_corrupt_store_is_exit_code_70(shop: Path) -> None:
+    """After a failure of the disk a worker looks first, and works on no file that is corrupt."""
+    with Treadle(f"sqlite:///{shop}/jobs.db") as app:
+        app.enqueue_many(app.remote("shop.greet").job(name="a" * 500) for _ in range(300))
+    (shop / "jobs.db-treadle/suspect").touch()
+    content = bytearray((shop / "jobs.db").read_bytes())
+    content[5 * 4096 : 12 * 4096] = bytes(7 * 4096)
+    (shop / "jobs.db").write_bytes(content)
+    done = treadle("worker", "shop:app", "--store", "jobs.db", cwd=shop)
+    assert done.returncode == 70, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

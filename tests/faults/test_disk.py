@@ -126,9 +126,9 @@ def test_an_unknown_outcome_may_not_be_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "code", "how", "step", "least"),
     [
-        ("sync", "ioerr", "once", 9, 5), ("sync", "ioerr", "forever", 9, 5), ("sync", "ioerr", "crash", 9, 5),
-        ("write", "ioerr", "once", 60, 5), ("write", "ioerr", "forever", 60, 5), ("write", "ioerr", "crash", 90, 3),
-        ("write", "full", "once", 90, 3), ("write", "full", "forever", 150, 2), ("read", "ioerr", "forever", 60, 2),
+        ("sync", "ioerr", "once", 13, 3), ("sync", "ioerr", "forever", 13, 3), ("sync", "ioerr", "crash", 13, 3),
+        ("write", "ioerr", "once", 90, 3), ("write", "ioerr", "forever", 90, 3), ("write", "ioerr", "crash", 120, 2),
+        ("write", "full", "once", 120, 2), ("write", "full", "forever", 200, 1), ("read", "ioerr", "forever", 80, 2),
     ],
 )  # fmt: skip
 def test_the_nth_touch_fails(tmp_path: Path, kind: str, code: str, how: str, step: int, least: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from store.making import PATIENCE, count, job, note, notes, put
 from treadle import defaults
 from treadle.errors import OutcomeUnknown, StoreBroken, StoreBusy, StoreError, StoreFull
 from treadle.host.failpoints import ALONE, Stall, arm, disarm, raising, recording
+from treadle.store import connections
 from treadle.store.session import Session
 from treadle.store.sqlite import failure, is_damage, translate
 from treadle.store.store import Store
@@ -240,6 +242,26 @@ def test_a_checkpoint_without_a_gate_denies_nothing(file_store: Store, monkeypat
     assert len(put(file_store)) == 1
     side.with_name("elsewhere").rename(side)
     assert count(file_store, "treadle_jobs") == 2
+
+
+def test_half_an_opening_is_closed_again(file_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of the lane's connections cannot be opened: told, remembered, and both are opened next time."""
+    real, made = connections.connect, []
+
+    def second_fails(*words: Any, **more: Any) -> sqlite3.Connection:
+        made.append(words)
+        if len(made) == 2:
+            raise failure("SQLITE_IOERR_READ")
+        return real(*words, **more)
+
+    monkeypatch.setattr(connections, "connect", second_fails)
+    monkeypatch.setattr(defaults, "CHECKPOINT_FRAMES", 1)
+    with pytest.raises(StoreBroken):
+        put(file_store)
+    assert isinstance(file_store.damage, StoreBroken)
+    with recording() as points:
+        assert len(put(file_store)) == 1
+    assert "wal_checkpoint.after_begin" in points
 
 
 # After the failure ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from treadle.app import Treadle
 from treadle.cli.output import safe
 from treadle.cli.store import store_option, url_of
 from treadle.clock import SystemClock
-from treadle.errors import ConfigurationError, StoreError, TreadleError
+from treadle.errors import ConfigurationError, StoreError, StoreLost, TreadleError
 from treadle.host.fleet import tell_supervisor
 from treadle.host.process import stop_own_process
 from treadle.model.retention import Keep, Retention
@@ -176,7 +176,7 @@ def _run(working: Worker, app: Treadle, *, burst: bool) -> None:
         with capture_logging(), capture_output():
             working.run(burst=burst)
     except TreadleError as error:
-        if working.failure is None:
+        if working.failure is None and not isinstance(error, StoreLost):
             raise
         click.echo(safe(f"Error: {error}", lines=True), err=True)
         sys.exit(STORE_LOST if isinstance(error, StoreError) else 1)

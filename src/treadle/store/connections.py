@@ -115,14 +115,21 @@ class Connections:
             StoreLost: the file was replaced or deleted.
         """
         self._facts.check()
-        if self._writer is None:
-            self._writer = connect(self.path, durability=self._facts.durability)
-            self._keeper = connect(self.path, durability=self._facts.durability)
-            self._dialect = probe_dialect(self._writer)
-            self._changes = 0
+        writer = self._writer or self._open()
         if self._owes_checkpoint:
             self._owes_checkpoint = not self.checkpoint()
-        return self._writer
+        return writer
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            writer = self._writer = connect(self.path, durability=self._facts.durability)
+            self._keeper = connect(self.path, durability=self._facts.durability)
+            self._dialect = probe_dialect(writer)
+        except BaseException:
+            self._close_connections()  # one without the other would never checkpoint
+            raise
+        self._changes = 0
+        return writer
 
     def session(self, connection: sqlite3.Connection) -> Session:
         """A session on the open transaction of *connection*."""

@@ -191,8 +191,8 @@ class Lane:
         return answers
 
     def _alone(self, operation: Operation[T]) -> T:
-        connection = self._connections.writer()
         try:
+            connection = self._connections.writer()
             begin(connection, operation, ALONE)
             reach("after_begin", operation, ALONE)
             session = self._connections.session(connection)

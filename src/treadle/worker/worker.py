@@ -176,8 +176,8 @@ class Worker:
             await self._claimer.idle.wait()
             await self._crew.judged()
             await self._settler.drained()
-            # An outcome stored just now may have made its job ready again, and its bell may not have been heard yet: only
-            # a look after which nothing was started and nothing was stored counts.
+            # An outcome stored just now may have made its job ready again, and its bell may not have been heard
+            # yet: only a look after which nothing was started and nothing was stored counts.
             after = (self._crew.started, self._settler.stored)
             if self._claimer.idle.is_set() and not self._crew.running and after == before:
                 return
