@@ -34,7 +34,7 @@ from faults.ledger import Ledger, read_all  # noqa: E402
 from faults.points_app import BROKEN, FAULTS, LOST, Plan, live  # noqa: E402
 from treadle.host.failpoints import EXIT_CODE  # noqa: E402
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a victim that has not ended hangs."""
 STORED = ("after_commit", "before_told", "after_told")
 BOUNDARIES = ("before_begin", "after_begin", "before_commit", *STORED)

@@ -69,6 +69,7 @@ class Victim(NamedTuple):
     noise: Task[Any, Any]
     luck: random.Random
     healed: threading.Event
+    stall: failpoints.Stall
 
 
 def live(setup: Setup, pipe: Connection, plan: Plan) -> None:
@@ -79,13 +80,22 @@ def live(setup: Setup, pipe: Connection, plan: Plan) -> None:
     hasten()
     victim = make(setup)
     _confess(victim)
+    threading.Thread(target=_obey, args=(pipe, victim.stall), daemon=True).start()
     with failpoints.recording() as reached:
         code = asyncio.run(_live(victim, pipe, plan))
         failpoints.disarm()
         victim.app.treadle.close()
     pipe.send(("reached", reached))
-    pipe.close()
     os._exit(code)  # a thread may stall still
+
+
+def _obey(pipe: Connection, stall: failpoints.Stall) -> None:
+    """Go on when the conductor says so, and do not outlive it."""
+    try:
+        while pipe.recv_bytes():
+            stall.release()
+    except (EOFError, OSError):
+        os._exit(BROKEN)
 
 
 def hasten() -> None:
@@ -106,7 +116,8 @@ def make(setup: Setup, **how: Any) -> Victim:
         with attempt(app.ledger, job):
             """Nobody counts it: it may be cancelled and pruned before it runs."""
 
-    return Victim(app, setup, noise, random.Random(setup.seed * 1_000_003 + os.getpid()), threading.Event())
+    luck = random.Random(setup.seed * 1_000_003 + os.getpid())
+    return Victim(app, setup, noise, luck, threading.Event(), failpoints.Stall())
 
 
 # Traps ---------------------------------------------------------------------------------------------------------------
@@ -121,7 +132,7 @@ def set_traps(victim: Victim, pipe: Connection, plan: Plan) -> None:
 
 
 def _action(victim: Victim, pipe: Connection, fault: str) -> failpoints.Action:
-    write, stall, lock = victim.app.ledger.write, failpoints.Stall(), threading.Lock()
+    write, lock = victim.app.ledger.write, threading.Lock()
     told: list[str] = []
 
     def act(point: str) -> None:
@@ -135,18 +146,12 @@ def _action(victim: Victim, pipe: Connection, fault: str) -> failpoints.Action:
             write("kill", victim=os.getpid(), role=fault)
             (failpoints.kill_self if fault == "kill" else failpoints.exit_self)(point)
         elif fault == "stall":
-            stall(point)
+            victim.stall(point)
         elif fault == "exception":
             raise Injected(point)
         else:
             raise failure(ERRORS[fault])
 
-    def let_go() -> None:
-        pipe.recv_bytes()
-        stall.release()
-
-    if fault == "stall":
-        threading.Thread(target=let_go, daemon=True).start()
     return act
 
 

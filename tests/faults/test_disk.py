@@ -122,7 +122,7 @@ def test_an_unknown_outcome_may_not_be_stored(tmp_path: Path) -> None:
     assert numbers(tmp_path / "jobs.db") == {told["acked"][0]: 1, told["acked"][1]: 3}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("kind", "code", "how", "step", "least"),
     [
@@ -136,7 +136,7 @@ def test_the_nth_touch_fails(tmp_path: Path, kind: str, code: str, how: str, ste
     words = ["--kinds", kind, "--codes", code, "--how", how, "--step", step, "--seed", random.randrange(10**6)]
     ended = subprocess.run(
         [sys.executable, DISK, *map(str, words)], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True,
-        text=True, timeout=170, check=False,
+        text=True, timeout=280, check=False,
     )  # fmt: skip
     told = ended.stdout + ended.stderr
     assert ended.returncode == 0, told

@@ -28,7 +28,7 @@ def sweep(folder: Path, *words: str, program: Path = POINTS, expected: int = 0) 
     seed = str(random.SystemRandom().randrange(2**32))
     ended = subprocess.run(
         [sys.executable, program, "--seed", seed, *words], env={**os.environ, "TMPDIR": str(folder)},
-        capture_output=True, text=True, timeout=170, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     told = ended.stdout + ended.stderr
     assert ended.returncode == expected, told
@@ -40,25 +40,25 @@ def sprung(told: str) -> int:
     return sum(map(int, SPRUNG.findall(told)))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_killed_at_a_boundary(tmp_path: Path) -> None:
     """SIGKILL at each point: what was acknowledged is there, what was not is whole or absent, nothing twice."""
     assert sprung(sweep(tmp_path, "--faults", "kill", "--at", "1", "--points", CHOSEN)) >= 50
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_stalled_at_a_boundary(tmp_path: Path) -> None:
     """A thread that stands still at a point, and goes on or is killed there."""
     assert sprung(sweep(tmp_path, "--faults", "stall", "--at", "1", "--points", CHOSEN, "--every", "3")) >= 16
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_errors_at_a_boundary(tmp_path: Path) -> None:
     """An unknown error, a lock, a full disk, a broken one, at each point once; workers end for the last one only."""
     assert sprung(sweep(tmp_path, "--faults", "exception,busy,full,ioerr", "--at", "1", "--points", CHOSEN)) >= 200
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", ["busy", "full", "ioerr"])
 def test_errors_for_ever(tmp_path: Path, fault: str) -> None:
     """While every point of one boundary fails a worker waits, or ends with code 70; then all goes on."""
@@ -77,7 +77,7 @@ def test_errors_for_ever(tmp_path: Path, fault: str) -> None:
     ],
     ids=["stored and denied", "told before the commit"],
 )  # fmt: skip
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_sweep_sees_a_broken_lane(tmp_path: Path, before: str, after: str, words: tuple[str, ...]) -> None:
     """A copy whose lane breaks a promise at one point does not pass."""
     shutil.copytree(Path(treadle.__file__).parent, tmp_path / "src/treadle")

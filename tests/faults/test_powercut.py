@@ -42,7 +42,7 @@ def shared_library() -> None:
         pytest.skip(f"NOT TESTED: {error}")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("levels", "lines"), [("full", 3), ("normal,mixed", 2)])
 @pytest.mark.usefixtures("shared_library")
 def test_power_cuts(tmp_path: Path, levels: str, lines: int) -> None:
@@ -50,7 +50,7 @@ def test_power_cuts(tmp_path: Path, levels: str, lines: int) -> None:
     words = ["--images", "150", "--durability", levels, "--drain-every", "40", "--seed", random.randrange(10**6)]
     ended = subprocess.run(
         [sys.executable, POWERCUT, *map(str, words)], env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True, text=True, timeout=170, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     told = ended.stdout + ended.stderr
     assert ended.returncode == 0, told
