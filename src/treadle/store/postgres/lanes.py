@@ -127,18 +127,14 @@ class Lanes:
         thread.start()
 
     def _serve(self) -> None:
-        while True:
-            first = self._waiting.get()
-            if first is not None:
+        while (first := self._waiting.get()) is not None:
+            with self._lock:
+                self._busy += 1
+            try:
+                self._run_group(self._collect(first))
+            finally:
                 with self._lock:
-                    self._busy += 1
-                try:
-                    self._run_group(self._collect(first))
-                finally:
-                    with self._lock:
-                        self._busy -= 1
-            if self._closed and self._waiting.empty():
-                return
+                    self._busy -= 1
 
     def _collect(self, first: Work[Any] | None) -> list[Work[Any]]:
         group = [first] if first is not None else []
@@ -148,7 +144,7 @@ class Lanes:
             except queue.Empty:
                 break
             if work is None:
-                self._waiting.put(None)  # another lane's word to stop
+                self._waiting.put(None)  # the word to stop: one for each lane, and nothing comes after it
                 break
             group.append(work)
         return group
