@@ -14,6 +14,8 @@ from treadle.clock import HeldClock
 from treadle.store.options import StoreOptions
 from treadle.store.store import Store
 
+KINDS = ["file", "memory", "postgresql", "postgresql 15"]
+
 
 @pytest.fixture(autouse=True)
 def _children_find_treadle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +29,15 @@ def clock() -> HeldClock:
     return HeldClock(START)
 
 
-@pytest.fixture(params=["file", "memory", "postgresql", "postgresql 15"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that takes a store runs on every kind of database, unless it is about SQLite."""
+    given = any("url" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "url" in metafunc.fixturenames and not given:
+        sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
+        metafunc.parametrize("url", KINDS[:2] if sqlite else KINDS, indirect=True)
+
+
+@pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of a new store of each kind."""
     kind, _, version = request.param.partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -127,12 +128,14 @@ def refuse(session: Session) -> None:
     raise ValueError("refused")
 
 
+PLACES = itertools.count()
+
+
 def note(name: str) -> Callable[[Session], str]:
     """An operation that writes *name* where :func:`notes` finds it, in order."""
 
     def write(session: Session) -> str:
-        place = session.value("SELECT count(*) FROM treadle_meta WHERE name LIKE 'note%'")
-        session.change("INSERT INTO treadle_meta (name, value) VALUES (?, ?)", (f"note{place:05}", name))
+        session.change("INSERT INTO treadle_meta (name, value) VALUES (?, ?)", (f"note{next(PLACES):09}", name))
         return name
 
     return write

@@ -119,6 +119,7 @@ def test_async_callers_never_share_an_id(store: Store) -> None:
     assert len(ids) == len(set(ids)) == 200
 
 
+@pytest.mark.sqlite
 def test_a_failed_burn_reaches_the_caller(store: Store) -> None:
     """When no block can be burned, nothing is stored and the caller hears of it."""
     store.run(lambda session: session.change("DELETE FROM treadle_sequences"))

@@ -190,6 +190,7 @@ def test_other_queues_are_not_capped(store: Store) -> None:
     assert len(put(store, 5, queue="default")) == 5
 
 
+@pytest.mark.sqlite
 def test_a_size_budget_refuses_with_the_remedy(url: str) -> None:
     """Beyond max_size enqueue raises StoreFull and stores nothing."""
     store = Store(url, StoreOptions(max_size=200_000))
@@ -199,6 +200,7 @@ def test_a_size_budget_refuses_with_the_remedy(url: str) -> None:
     store.close()
 
 
+@pytest.mark.sqlite
 def test_a_nearly_full_disk_refuses(url: str) -> None:
     """When less than min_free would stay free, enqueue raises StoreFull and stores nothing."""
     store = Store(url, StoreOptions(min_free=2**62))
@@ -208,6 +210,7 @@ def test_a_nearly_full_disk_refuses(url: str) -> None:
     store.close()
 
 
+@pytest.mark.sqlite
 def test_a_refusal_reaches_async_callers(url: str) -> None:
     """Callers on an event loop get the same StoreFull."""
     store = Store(url, StoreOptions(max_size=200_000))

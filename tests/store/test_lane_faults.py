@@ -22,6 +22,7 @@ from treadle.store.session import Session
 from treadle.store.sqlite import failure, is_damage, translate
 from treadle.store.store import Store
 
+pytestmark = pytest.mark.sqlite
 UNSTORED = ("before_begin", "after_begin", "before_commit")
 STORED = ("after_commit", "before_told", "after_told")
 

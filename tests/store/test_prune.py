@@ -240,6 +240,7 @@ def test_adopting_again_and_again_holds_no_job(store: Store) -> None:
     assert state(store, number) is JobState.READY
 
 
+@pytest.mark.sqlite
 def test_an_ordinary_file_is_not_adopted(store: Store) -> None:
     """Without the mark of a copy nothing is taken back."""
     claimed = one(store)

@@ -61,7 +61,8 @@ INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_a
 def statements() -> dict[str, str]:
     """Every SQL constant of the hot operations, by name."""
     found: dict[str, str] = {"find.ONE": find.ONE, "find.ENDING": find.ENDING, "meta.GET": meta.GET}
-    found |= {"find.SETTLED": find.SETTLED, "find.LAST_SETTLED": find.LAST_SETTLED, "find.NEWEST": find.NEWEST}
+    found |= {"find.SETTLED": find.SETTLED.sqlite, "find.LAST_SETTLED": find.LAST_SETTLED.sqlite}
+    found |= {"find.NEWEST": find.NEWEST}
     found |= {"find.ATTEMPTS": find.ATTEMPTS, "find.TAGS": find.TAGS}
     for module in HOT:
         for name, value in vars(module).items():

@@ -77,6 +77,10 @@ class Dialect(ABC):
         """A table of the texts of a column that holds a JSON list: column ``value``."""
 
     @abstractmethod
+    def final(self, column: str) -> str:
+        """A condition: no row can appear any more whose place in commit order, *column*, is lower than this one's."""
+
+    @abstractmethod
     def slice(self, name: str, place: str) -> str:
         """The part of a blob parameter that *place* names: offset << 31 | length."""
 
@@ -175,6 +179,10 @@ class SqliteDialect(Dialect):
         """By ``json_each``."""
         return f"json_each({column})"
 
+    def final(self, column: str) -> str:
+        """Always: one transaction writes at a time."""
+        return "1"
+
     def slice(self, name: str, place: str) -> str:
         """By ``substr``; an empty part is an empty blob and not NULL."""
         return f"coalesce(substr(:{name}, ({place} >> 31) + 1, {place} & 2147483647), x'')"
@@ -263,6 +271,13 @@ class PostgresDialect(Dialect):
     def members(self, column: str) -> str:
         """By ``jsonb_array_elements_text``."""
         return f"LATERAL (SELECT value FROM jsonb_array_elements_text({column}::jsonb) AS listed (value))"
+
+    def final(self, column: str) -> str:
+        """Places begin with the number of their transaction: those below every one still under way are final."""
+        return (
+            f"{column} < (pg_snapshot_xmin(pg_current_snapshot())::text::bigint "
+            "+ (SELECT value::bigint FROM treadle_meta WHERE name = 'place_offset')) << 20"
+        )
 
     def slice(self, name: str, place: str) -> str:
         """By ``substring``."""

@@ -47,12 +47,15 @@ SELECT job_id, lease, attempt, worker, outcome, started_at, finished_at, error_t
     peak_rss, cpu, exit_code, NULL
 FROM treadle_attempts WHERE job_id = ? ORDER BY seq DESC LIMIT ?
 """
-SETTLED: Final = """
+SETTLED: Final = Sql(lambda d: f"""
 SELECT a.job_id, a.lease, a.attempt, a.worker, a.outcome, a.started_at, a.finished_at, a.error_type, a.message,
     a.traceback, a.seq, a.peak_rss, a.cpu, a.exit_code, j.task
-FROM treadle_attempts a LEFT JOIN treadle_jobs j ON j.id = a.job_id WHERE a.seq > :after ORDER BY a.seq LIMIT :most
-"""
-LAST_SETTLED: Final = "SELECT coalesce(max(seq), 0) FROM treadle_attempts"
+FROM treadle_attempts a LEFT JOIN treadle_jobs j ON j.id = a.job_id WHERE a.seq > :after AND {d.final("a.seq")}
+ORDER BY a.seq LIMIT :most
+""")
+LAST_SETTLED: Final = Sql(
+    lambda d: f"SELECT coalesce(max(seq), 0) FROM treadle_attempts WHERE {d.final('seq')}"
+)
 TAGS: Final = "SELECT tag FROM treadle_tags WHERE job_id = ? ORDER BY tag"
 PROGRESS: Final = "SELECT fraction, message, updated_at FROM treadle_progress WHERE job_id = ?"
 COUNTS: Final = "SELECT queue, state, count(*) FROM treadle_jobs GROUP BY queue, state"
@@ -141,7 +144,7 @@ def count(session: Session, which: JobFilter, states: Iterable[JobState]) -> int
 def census(session: Session, which: JobFilter) -> list[Census]:
     """How many jobs match, by task and state; reads every job that may match."""
     conditions, values = _conditions(which, session.dialect)
-    rows = session.rows(CENSUS.format(conditions=" AND ".join(conditions) or "1"), values)
+    rows = session.rows(CENSUS.format(conditions=" AND ".join(conditions) or "true"), values)
     return [Census(task, STATES[state], number) for task, state, number in rows]
 
 

@@ -27,7 +27,7 @@ COLUMNS: Final = "SELECT l.seq, l.job_id, l.lease, l.logged_at, l.level, l.sourc
 AFTER: Final = f"{COLUMNS} WHERE {{conditions}} ORDER BY l.seq LIMIT :most"
 LAST: Final = f"SELECT * FROM ({COLUMNS} WHERE {{conditions}} ORDER BY l.seq DESC LIMIT :most) AS newest ORDER BY seq"
 OF_TASK: Final = "EXISTS (SELECT 1 FROM treadle_jobs j WHERE j.id = l.job_id AND j.task = :task)"
-NEWEST: Final = "SELECT coalesce(max(seq), 0) FROM treadle_logs"
+NEWEST: Final = Sql(lambda d: f"SELECT coalesce(max(seq), 0) FROM treadle_logs WHERE {d.final('seq')}")
 
 
 class Lines(NamedTuple):
@@ -76,7 +76,9 @@ def newest(session: Session) -> int:
 def _read(session: Session, sql: str, which: Lines, after: int, most: int) -> tuple[LogRecord, ...]:
     conditions = ["l.seq > :after"]
     if which.job is not None:
-        conditions.append("l.job_id = :job")
+        conditions.append("l.job_id = :job")  # written by one worker after the other: nothing comes in between
+    else:
+        conditions.append(session.dialect.final("l.seq"))
     if which.level:
         conditions.append("l.level >= :level")
     if which.task is not None:

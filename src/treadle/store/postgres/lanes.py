@@ -160,14 +160,7 @@ class Lanes:
         """Store *group* in one transaction, or, when one of them fails, each in its own."""
         begun_until: float | None = None
         conflicts = 0
-        while True:
-            try:
-                with self._connections.lent(None, partial(_wanted, group)) as connection:
-                    if self._once(connection, group, how):
-                        return
-                error: Exception = _Undone()
-            except Exception as raised:
-                error = raised
+        while (error := self._tried(group, how)) is not None:
             if is_lost(error) or isinstance(error, _Undone):
                 # The transaction is gone, and so may be every other connection.
                 self._connections.drop_idle()
@@ -183,6 +176,14 @@ class Lanes:
                 return
             else:
                 raise self._told(error) from error
+
+    def _tried(self, group: list[Work[Any]], how: str) -> Exception | None:
+        """Store *group* in one transaction; None when that is done and told."""
+        try:
+            with self._connections.lent(None, partial(_wanted, group)) as connection:
+                return None if self._once(connection, group, how) else _Undone()
+        except Exception as error:
+            return error
 
     def _store_alone(self, work: Work[Any], how: str) -> None:
         try:

@@ -8,6 +8,7 @@ from psycopg import sql
 
 from treadle.errors import SchemaTooNew, StoreUnusable
 from treadle.store.migrate import READER, Migration, migrations
+from treadle.store.postgres import places
 from treadle.store.postgres.connections import Connection
 
 DIALECT: Final = "postgresql"
@@ -36,12 +37,16 @@ def bring_up_to_date(connection: Connection, schema: str, place: str, *, auto_mi
         psycopg.Error: the role may not, or the connection was lost.
     """
     newest = migrations(DIALECT)[-1].version
-    if _version(connection, schema, place) >= newest:
+    old = _version(connection, schema, place) < newest
+    if not old and not places.are_behind(connection, schema):
         return
     if not auto_migrate:
         raise StoreUnusable(
             f"Schema {schema!r} of {place} is not at version {newest}. Run 'treadle migrate', or apply the script that "
             "'treadle migrate --sql' prints."
+            if old
+            else f"Schema {schema!r} of {place} was restored from another server, whose transactions had higher "
+            "numbers. Run 'treadle migrate' once: it puts what comes behind what is there."
         )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
@@ -50,6 +55,7 @@ def bring_up_to_date(connection: Connection, schema: str, place: str, *, auto_mi
         for step in migrations(DIALECT):
             if step.version > done:
                 _apply(connection, step)
+        places.catch_up(connection, schema)
 
 
 def version(connection: Connection, schema: str) -> tuple[int, int]:

@@ -61,13 +61,13 @@ class Reads:
         """
         until = self._clock.monotonic() + self._patience
         for _ in range(TRIES):
-            with self._connections.lent(until) as connection:
-                try:
+            try:
+                with self._connections.lent(until) as connection:
                     return self._once(connection, operation, deadline)
-                except psycopg.Error as error:
-                    if not is_lost(error):
-                        raise translate(error, self._place) from error
-                    lost = error
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise translate(error, self._place) from error
+                lost = error
             self._connections.drop_idle()
         raise translate(lost, self._place) from lost
 

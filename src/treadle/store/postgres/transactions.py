@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from treadle.errors import OutcomeUnknown, StoreUnreachable
+from treadle.errors import OutcomeUnknown, StoreError, StoreUnreachable
 from treadle.host.failpoints import reach
 from treadle.store.dialect import PostgresDialect
 from treadle.store.postgres.clock import ServerClock
@@ -85,11 +85,16 @@ class Transactions:
         """Commit, and be sure; False when the transaction was undone although nobody asked, so it may run again.
 
         Raises:
+            StoreError: an operation has ended the transaction, or hidden that it failed.
             OutcomeUnknown: the server that could say is gone: another one took its place.
             psycopg.Error: it was refused, so nothing was stored.
         """
         connection: Connection = session.connection
         reach("before_commit", work, how)
+        status = connection.info.transaction_status
+        if status != TransactionStatus.INTRANS and not connection.closed:
+            # PostgreSQL takes the COMMIT of a failed transaction for a ROLLBACK, and says so only in passing.
+            raise StoreError(f"A transaction on {self._place} was not committed: an operation left it {status.name}.")
         number = self._number(session)
         try:
             connection.execute("COMMIT")

@@ -8,7 +8,7 @@ CREATE TABLE treadle_meta (
     value text NOT NULL
 );
 INSERT INTO treadle_meta (name, value)
-VALUES ('store_id', substr(replace(gen_random_uuid()::text, '-', ''), 1, 12));
+VALUES ('store_id', substr(replace(gen_random_uuid()::text, '-', ''), 1, 12)), ('place_offset', '0');
 
 -- Numbers never given twice, outside of any transaction's fate. Leases come in blocks: a claim numbers its jobs itself.
 CREATE SEQUENCE treadle_job_numbers AS bigint;
