@@ -291,3 +291,31 @@ def test_a_newer_schema_that_can_be_read_is_a_note(tmp_path: Path) -> None:
     code, found = look(tmp_path)
     assert (code, found["schema"]["level"]) == (0, "note")
     assert "999" in found["schema"]["text"]
+
+
+def test_a_newer_schema_that_is_refused_is_not_called_usable(tmp_path: Path) -> None:
+    """Where a file needs a newer reader, opening it is the problem, and no other finding says that it works."""
+    make(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO treadle_migrations VALUES (999, '999_later', 2, 1)")
+    code, found = look(tmp_path)
+    assert (code, found["opening"]["level"]) == (1, "PROBLEM")
+    assert "Install the newer Treadle" in found["opening"]["text"]
+    assert "can still work" not in found["schema"]["text"]
+
+
+def test_a_backup_can_be_looked_at_where_it_is_restored(tmp_path: Path) -> None:
+    """A copy of a busy store, moved to a folder that no worker has ever used, is examined and listed like any other."""
+    (tmp_path / "shop.py").write_text(APP)
+    make(tmp_path, "nap")
+    (tmp_path / "new").mkdir()
+    with Treadle(f"sqlite:///{tmp_path}/jobs.db") as app:
+        app.task(name="nap")(lambda: None)
+        with app.worker():
+            app.backup(tmp_path / "copy.db")
+    (tmp_path / "copy.db").rename(tmp_path / "new" / "jobs.db")
+    code, found = look(tmp_path / "new")
+    assert (code, found["backup copy"]["level"]) == (1, "PROBLEM")
+    for words in (("workers", "list"), ("stats",), ("queues", "list"), ("adopt",)):
+        done = treadle(*words, "--store", "jobs.db", cwd=tmp_path / "new")
+        assert (words, done.returncode, done.stderr) == (words, 0, "")

@@ -70,6 +70,16 @@ def test_probe_sees_holds_without_taking_anything(tmp_path: Path, either: str) -
         probe.is_free(3)
 
 
+def test_a_probe_without_a_file_knows_of_no_lock(tmp_path: Path, either: str) -> None:
+    """Where there is no file of locks a probe says so, makes none, and claims nothing about slots."""
+    probe = Probe(tmp_path / "locks")
+    assert probe.identity is None
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no file"):
+        probe.is_free(1)
+    probe.close()
+
+
 def test_the_lock_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
     """A new lock file has mode 0600 and its descriptor is not inherited by exec."""
     old = os.umask(0)

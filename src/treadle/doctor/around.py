@@ -108,6 +108,6 @@ def _schema(path: Path) -> Finding:
         text = f"The file has schema {found}, this Treadle needs {newest}."
         return problem("schema", text, "Run 'treadle migrate'.")
     if found > newest:
-        text = f"The file has schema {found}; this Treadle was made for {newest}, and can still work with it."
+        text = f"The file has schema {found}; this Treadle was made for {newest}."  # refused or not: see "opening"
         return note("schema", text, "Upgrade Treadle here too.")
     return ok("schema", f"version {found}")

@@ -146,27 +146,28 @@ class Probe:
     to name another one; compare :attr:`identity`.
 
     Attributes:
-        identity: the file that was opened.
+        identity: the file that was opened; None when there is none, as beside a backup that was moved here.
 
     Raises:
-        FileNotFoundError: there is no such file.
         NotSupportedHere: this system has no such locks.
     """
 
     def __init__(self, path: Path) -> None:
         _kind()
         self._path = path
-        self._descriptor: int | None = os.open(path, os.O_RDONLY)
-        self.identity = _identity(self._descriptor)
+        self._descriptor: int | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._descriptor = os.open(path, os.O_RDONLY)
+        self.identity = None if self._descriptor is None else _identity(self._descriptor)
 
     def is_free(self, slot: int) -> bool:
         """Say whether nobody, not even this process, holds *slot* at this moment.
 
         Raises:
-            ValueError: the probe is closed.
+            ValueError: the probe is closed, or there was no file to open.
         """
         if self._descriptor is None:
-            raise ValueError("the probe is closed")
+            raise ValueError("the probe is closed, or has no file")
         return _kind().is_free(self._descriptor, self._path, slot)
 
     def close(self) -> None:
