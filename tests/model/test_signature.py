@@ -303,6 +303,12 @@ def test_types_that_cannot_be_carried_are_refused_at_registration(annotation: An
         Signature.of(f)
 
 
+def test_a_function_without_known_parameters_is_refused() -> None:
+    """Of some functions written in C nobody knows the parameters; the message says what to do."""
+    with pytest.raises(ConfigurationError, match="wrap it in a function of your own"):
+        Signature.of(max)
+
+
 def test_annotations_that_cannot_be_resolved_are_refused() -> None:
     """An unknown name in an annotation is a clear error at registration."""
 

@@ -74,6 +74,16 @@ def label_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
+def parameters_of(function: Callable[..., object], label: str) -> tuple[inspect.Parameter, ...]:
+    """The parameters of *function*; ConfigurationError when nobody knows them, as of some functions written in C."""
+    try:
+        return tuple(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{label}() does not tell its parameters; wrap it in a function of your own and make that the task."
+        ) from error
+
+
 def resolved_hints(function: Callable[..., object], label: str) -> dict[str, object]:
     """The annotations of *function*, resolved, with ``object`` as ``Any``; ConfigurationError when one cannot be."""
     try:

@@ -33,6 +33,7 @@ from treadle.model.parameters import (
     injected,
     injected_type,
     label_of,
+    parameters_of,
     resolved_hints,
     struct_of,
 )
@@ -100,14 +101,15 @@ class Signature:
             skip: names of further parameters to leave out.
 
         Raises:
-            ConfigurationError: an annotation cannot be resolved or stored; the message names the parameter.
+            ConfigurationError: an annotation cannot be resolved or stored; the message names the parameter. Or nobody
+                knows the parameters, as of some functions written in C.
         """
         label = label_of(function)
         hints = resolved_hints(function, label)
         stored: list[Parameter] = []
         passed: dict[str, type] = {}
         left_out: list[inspect.Parameter] = []
-        found = tuple(inspect.signature(function).parameters.values())
+        found = parameters_of(function, label)
         for parameter in found:
             hint = hints.get(parameter.name)
             wanted = context_type(hint, context_types)
