@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import click
 import pytest
 
 import treadle
-from treadle import defaults, errors
+from treadle import errors
 from treadle.cli.main import main
 from treadle.declare import Policy
 from treadle.model.settle import MOVES
@@ -22,55 +21,15 @@ from treadle.settings import PREFIX, Settings
 from treadle.worker.options import WorkerOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "defaults.md"
 CODE = re.compile(r"^```[^\n]*\n(?:.*?)^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 ERROR_ROW = re.compile(r"^\| `([A-Za-z]+)` \|", re.MULTILINE)
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│├└ ][─   ]{3})*)(?P<name>[A-Z]\w+)(?:  .*)?$", re.MULTILINE)
 ARROW = re.compile(r"^    (\w+) --> (\w+)", re.MULTILINE)
 TYPED = re.compile(r"^(?:ExecStart=\S*/| *command: )?(treadle [^\n`]+)$", re.MULTILINE)
-LINK = re.compile(r"\]\(([\w./-]+\.md)")
-UNITS = {
-    "d": timedelta(days=1),
-    "h": timedelta(hours=1),
-    "min": timedelta(minutes=1),
-    "s": timedelta(seconds=1),
-}
-ROW = re.compile(r"^\| `(?P<name>[A-Z_]+)` \| (?P<value>[^|]+) \| (?P<meaning>[^|]+) \|$", re.MULTILINE)
-
-
-def shown(value: object) -> str:
-    """Write a default the way the page writes it."""
-    match value:
-        case timedelta():
-            for unit, size in UNITS.items():
-                if value >= size and not value % size:
-                    return f"{value // size} {unit}"
-            return f"{value // timedelta(milliseconds=1)} ms"
-        case (low, high):
-            return f"{low} to {high}"
-        case int():
-            return f"{value:,}"
-        case _:
-            return str(value)
-
-
-def rows() -> dict[str, str]:
-    """Read the tables of the page: name to value."""
-    return {row["name"]: row["value"] for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))}
-
-
-VALUES = {name: value for name, value in vars(defaults).items() if name.isupper()}
-
-
-@pytest.mark.parametrize("name", sorted(VALUES))
-def test_every_default_is_documented_with_its_value(name: str) -> None:
-    """A reader of docs/defaults.md sees the value the code uses."""
-    assert rows().get(name) == shown(VALUES[name])
-
-
-def test_no_default_is_documented_that_does_not_exist() -> None:
-    """A default that left the code has left the page too."""
-    assert set(rows()) - set(VALUES) == set()
+INLINE = re.compile(r"`(treadle [a-z][^`\n]*)`")
+LINK = re.compile(r"\]\((?P<page>[\w./-]+\.md)?(?:#(?P<heading>[\w-]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def pages() -> dict[str, str]:
@@ -230,25 +189,56 @@ def test_the_diagram_of_states_is_the_table_of_moves() -> None:
     assert drawn == {(str(before), str(after)) for before, followers in MOVES.items() for after in followers}
 
 
-SHELL = sorted({line for text in pages().values() for line in TYPED.findall(text)})
+SHELL = sorted({line.partition(" | ")[0] for text in pages().values() for line in TYPED.findall(text)})
+CODED = sorted({code for text in pages().values() for code in INLINE.findall(text)})
 
 
 @pytest.mark.parametrize("line", SHELL)
 def test_every_shown_command_line_can_be_typed(line: str) -> None:
     """Each command line in the documentation names a command and options that exist."""
-    words = shlex.split(line)[1:]
+    words = shlex.split(line.replace("NAME", "1").replace("PID", "1").replace("ID", "1"))[1:]
     command: click.Command = main
     while isinstance(command, click.Group):
         command = command.commands[words.pop(0)]
     command.make_context(line, words)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    """No page links to a file that is not there."""
-    links = [(name, link) for name, text in pages().items() for link in LINK.findall(text)]
-    assert [(name, link) for name, link in links if not (DOCS / link).exists()] == []
+@pytest.mark.parametrize("line", CODED)
+def test_every_mentioned_command_exists(line: str) -> None:
+    """A command that a sentence mentions is there, and so are the options it is mentioned with."""
+    command: click.Command = main
+    path = "treadle"
+    for word in shlex.split(line)[1:]:
+        if isinstance(command, click.Group) and "|" not in word:
+            command, path = command.commands[word], f"{path} {word}"
+    assert options(f"`{line}`") - (set() if isinstance(command, click.Group) else accepted(path)) - {"--help"} == set()
+
+
+def slugs(text: str) -> set[str]:
+    """How the headings of a page are linked to."""
+    headings = HEADING.findall(FENCED.sub("", text))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [f"docs/{name}" for name in pages()] + ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """No page links to a file or a heading that is not there."""
+    source = DOCS.parent / name
+    for link in LINK.finditer(FENCED.sub("", source.read_text(encoding="utf-8"))):
+        target = source.parent / link["page"] if link["page"] else source
+        assert target.exists(), link[0]
+        assert link["heading"] is None or link["heading"] in slugs(target.read_text(encoding="utf-8")), link[0]
 
 
 def test_every_page_is_on_the_map() -> None:
     """docs/index.md leads to every other page."""
-    assert set(LINK.findall(pages()["index.md"])) >= set(pages()) - {"index.md"}
+    assert {link["page"] for link in LINK.finditer(pages()["index.md"])} >= set(pages()) - {"index.md"}
+
+
+@pytest.mark.parametrize("name", list(pages()))
+def test_every_page_says_first_what_it_is_for(name: str) -> None:
+    """A page begins with its title and a sentence or two, before any list, table or code."""
+    title, first, *_ = re.split(r"\n\n+", pages()[name])
+    assert re.fullmatch(r"# [^\n]+", title)
+    assert re.match(r"[A-Z`]", first)
+    assert not first.startswith("```")

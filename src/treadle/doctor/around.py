@@ -103,7 +103,7 @@ def _schema(path: Path) -> Finding:
     try:
         found = health.file_schema(path)
     except StoreError as error:
-        return problem("schema", str(error), "Check --store; restore a backup if the file is damaged.")
+        return problem("schema", str(error), "Do what it says; check --store; restore a backup if the file is damaged.")
     if found < newest:
         text = f"The file has schema {found}, this Treadle needs {newest}."
         return problem("schema", text, "Run 'treadle migrate'.")
