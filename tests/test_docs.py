@@ -26,6 +26,8 @@ ERROR_ROW = re.compile(r"^\| `([A-Za-z]+)` \|", re.MULTILINE)
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│├└ ][─   ]{3})*)(?P<name>[A-Z]\w+)(?:  .*)?$", re.MULTILINE)
 ARROW = re.compile(r"^    (\w+) --> (\w+)", re.MULTILINE)
 TYPED = re.compile(r"^(?:ExecStart=\S*/| *command: )?(treadle [^\n`]+)$", re.MULTILINE)
+POLICY = re.compile(r"`(?:retry=)?(Retry\((?![^`\n]*(?:\.\.\.|=\)))[^`\n]*\))`")
+VERB = re.compile(r"(?<![\w.])app\.([a-z_]+)(?!\w)")
 INLINE = re.compile(r"`(treadle [a-z][^`\n]*)`")
 LINK = re.compile(r"\]\((?P<page>[\w./-]+\.md)?(?:#(?P<heading>[\w-]+))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -212,6 +214,24 @@ def test_every_mentioned_command_exists(line: str) -> None:
         if isinstance(command, click.Group) and "|" not in word:
             command, path = command.commands[word], f"{path} {word}"
     assert options(f"`{line}`") - (set() if isinstance(command, click.Group) else accepted(path)) - {"--help"} == set()
+
+
+WRITTEN = sorted({found for text in pages().values() for found in POLICY.findall(text)})
+
+
+@pytest.mark.parametrize("policy", WRITTEN)
+def test_every_mentioned_policy_can_be_made(policy: str) -> None:
+    """A `Retry(...)` that a sentence shows is one that Retry accepts."""
+    assert isinstance(eval(policy, {**vars(treadle), "HashMismatch": ValueError}), treadle.Retry)
+
+
+def test_every_mentioned_verb_exists() -> None:
+    """What a page calls `app.something` is there."""
+    app = treadle.Treadle("memory://")
+    code = [(name, piece) for name, text in pages().items() for piece in CODE.findall(text)]
+    named = {(name, verb) for name, piece in code for verb in VERB.findall(piece) if verb != "py"}
+    assert [(name, verb) for name, verb in sorted(named) if not hasattr(app, verb)] == []
+    app.close()
 
 
 def slugs(text: str) -> set[str]:
