@@ -21,10 +21,9 @@ from treadle.extending import Extending
 from treadle.model.codec import Codec, CodecRegistry
 from treadle.model.job import NewJob, Options
 from treadle.options import check_name, on_event_loop
-from treadle.settings import Settings, load
+from treadle.settings import Settings, load, store_options
 from treadle.store import backup
 from treadle.store.ops import meta
-from treadle.store.options import StoreOptions
 from treadle.store.store import Store
 from treadle.tasks import AsyncTask, Remote, Task
 from treadle.worker.events import Event, call
@@ -42,13 +41,18 @@ class Treadle(Extending):
     """One application's tasks and the store they are kept in. Making one opens nothing.
 
     Args:
-        store: ``sqlite:///jobs.db`` or ``memory://``; by default from ``TREADLE_STORE`` or ``[tool.treadle]``.
+        store: ``sqlite:///jobs.db``, ``postgresql://…`` or ``memory://``; by default from ``TREADLE_STORE`` or
+            ``[tool.treadle]``.
         durability: "full" (the default) or "normal"; see ``docs/durability.md``.
         codec: name of the codec that new arguments and results are encoded with.
         codecs: codecs of your own.
         lock_timeout: seconds enqueue waits for the write lock.
         max_size: bytes of database beyond which enqueue is refused.
         min_free: bytes that enqueue leaves free on the disk, so that running work can still be settled.
+        schema: PostgreSQL: the schema that holds the tables, ``treadle`` by default.
+        connections: PostgreSQL: at most so many connections of this process, beside the one that listens.
+        listen_url: PostgreSQL: where to listen when *store* leads to a pooler like pgbouncer.
+        prepared: PostgreSQL: False when a pooler in between does not keep prepared statements apart.
         payload_cap: bytes the arguments of one job may have.
         auto_migrate: create and upgrade tables at the first use.
         clock: for tests.
@@ -74,13 +78,18 @@ class Treadle(Extending):
         lock_timeout: float | None = None,
         max_size: int | None = None,
         min_free: int | None = None,
+        schema: str | None = None,
+        connections: int | None = None,
+        listen_url: str | None = None,
+        prepared: bool | None = None,
         payload_cap: int = defaults.PAYLOAD_CAP,
         auto_migrate: bool = True,
         clock: Clock | None = None,
     ) -> None:
         self._given = Settings(
-            store=store, durability=durability, lock_timeout=lock_timeout, max_size=max_size, min_free=min_free
-        )
+            store=store, durability=durability, lock_timeout=lock_timeout, max_size=max_size, min_free=min_free,
+            schema=schema, connections=connections, listen_url=listen_url, prepared=prepared,
+        )  # fmt: skip
         self._auto_migrate = auto_migrate
         self._clock = clock or SystemClock()
         self.payload_cap = payload_cap
@@ -273,18 +282,7 @@ class Treadle(Extending):
     def _open(self) -> Store:
         settings = self.settings
         assert settings.store is not None
-        assert settings.durability is not None
-        assert settings.lock_timeout is not None
-        assert settings.min_free is not None
-        store = Store(
-            settings.store,
-            StoreOptions(
-                durability=settings.durability, lock_timeout=settings.lock_timeout, max_size=settings.max_size,
-                min_free=settings.min_free,
-                auto_migrate=self._auto_migrate,
-            ),
-            self._clock,
-        )
+        store = Store(settings.store, store_options(settings, auto_migrate=self._auto_migrate), self._clock)
         self._declare_caps(store)
         return store
 

@@ -14,6 +14,7 @@ import msgspec
 
 from treadle import defaults
 from treadle.errors import ConfigurationError
+from treadle.store.options import StoreOptions
 
 PREFIX = "TREADLE_"
 OTHERS: Final = ("TREADLE_TEST_", "TREADLE_LOG")
@@ -31,6 +32,10 @@ class Settings:
         lock_timeout: seconds enqueue waits for the write lock.
         max_size: bytes of database beyond which enqueue is refused.
         min_free: bytes that enqueue leaves free on the disk for running work.
+        schema: PostgreSQL: the schema that holds the tables.
+        connections: PostgreSQL: at most so many connections of one process, beside the one that listens.
+        listen_url: PostgreSQL: where to listen when *store* leads to a pooler.
+        prepared: PostgreSQL: let the server keep statements.
         queues: names a worker takes, in order.
         concurrency: attempts a worker runs at once.
         processes: worker processes that ``treadle worker`` keeps alive.
@@ -41,6 +46,10 @@ class Settings:
     lock_timeout: float | None = None
     max_size: int | None = None
     min_free: int | None = None
+    schema: str | None = None
+    connections: int | None = None
+    listen_url: str | None = None
+    prepared: bool | None = None
     queues: list[str] | None = None
     concurrency: int | None = None
     processes: int | None = None
@@ -51,8 +60,19 @@ DEFAULTS = Settings(
     durability=defaults.DURABILITY,
     lock_timeout=defaults.LOCK_TIMEOUT.total_seconds(),
     min_free=defaults.MIN_FREE,
+    schema=defaults.SCHEMA,
+    connections=defaults.CONNECTIONS,
+    prepared=True,
     concurrency=defaults.CONCURRENCY,
 )
+
+
+def store_options(settings: Settings, *, auto_migrate: bool) -> StoreOptions:
+    """The part of *settings* that says how to open the store."""
+    chosen = {item.name: getattr(settings, item.name, None) for item in fields(StoreOptions)}
+    return StoreOptions(
+        auto_migrate=auto_migrate, **{name: value for name, value in chosen.items() if value is not None}
+    )
 
 
 def load(given: Settings, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
