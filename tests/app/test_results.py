@@ -250,6 +250,7 @@ def test_a_result_is_there_after_a_restart(path: Path) -> None:
         assert later.result(job.id) == 4
 
 
+@pytest.mark.sqlite
 def test_waiting_ends_when_the_app_is_closed(app: Treadle) -> None:
     """Somebody who waits without limit hears of the close; it is no eternal sleep."""
     job = app.task(double).enqueue(1)

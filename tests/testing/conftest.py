@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from worker.kit import app, clock, file_app, held_app, path
+from worker.kit import app, clock, file_app, held_app, path, store_url
+from worker.kit import on_every_store as pytest_generate_tests
 
-__all__ = ["app", "clock", "file_app", "held_app", "path"]
+__all__ = ["app", "clock", "file_app", "held_app", "path", "pytest_generate_tests", "store_url"]

@@ -256,6 +256,7 @@ def test_an_abort_is_raised(app: Treadle) -> None:
         task.enqueue()
 
 
+@pytest.mark.sqlite
 def test_a_delay_is_kept(held_app: Treadle, clock: HeldClock) -> None:
     """A job for later is stored and waits; so is one that only other programs know, and one in a transaction."""
     task = held_app.task(name="work")(lambda: None)

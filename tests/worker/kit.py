@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import postgres
 from treadle import HeldClock, JobFilter, JobRecord, Treadle
 from worker import isolated
 
@@ -21,10 +22,30 @@ SOURCE = str(Path(__file__).parents[2] / "src")
 LOOKS = int(PATIENCE / 0.005)
 
 
+KINDS = ("memory", "postgresql")
+
+
+def on_every_store(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes a store on every kind of database, unless it is about SQLite."""
+    if "store_url" in metafunc.fixturenames:
+        sqlite = metafunc.definition.get_closest_marker("sqlite") is not None
+        metafunc.parametrize("store_url", KINDS[:1] if sqlite else KINDS, indirect=True)
+
+
 @pytest.fixture
-def app() -> Iterator[Treadle]:
+def store_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A store that is gone after the test."""
+    if request.param == "memory":
+        yield "memory://"
+        return
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def app(store_url: str) -> Iterator[Treadle]:
     """A private store that is gone after the test."""
-    with Treadle("memory://") as made:
+    with Treadle(store_url) as made:
         yield made
 
 
@@ -48,9 +69,9 @@ def clock() -> HeldClock:
 
 
 @pytest.fixture
-def held_app(clock: HeldClock) -> Iterator[Treadle]:
+def held_app(store_url: str, clock: HeldClock) -> Iterator[Treadle]:
     """A private store whose time the test moves."""
-    with Treadle("memory://", clock=clock) as made:
+    with Treadle(store_url, clock=clock) as made:
         yield made
 
 

@@ -65,6 +65,7 @@ def test_run_raises_what_broke(app: Treadle) -> None:
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.sqlite
 def test_notes_that_break_end_the_worker(app: Treadle, caplog: pytest.LogCaptureFixture) -> None:
     """The same for the part that writes progress: the job that ran goes to the next worker."""
     begun = asyncio.Event()

@@ -106,6 +106,7 @@ def test_a_coroutine_that_swallows_its_cancel_is_not_lost(app: Treadle) -> None:
     assert called_off(job).reason == "enough"
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("factory", [None, lambda loop, coroutine, **more: asyncio.Task(coroutine, loop=loop, **more)])
 def test_a_cancel_before_the_first_step_costs_no_slot(app: Treadle, factory: object) -> None:
     """A coroutine called off between its start and its first line ends like any other."""

@@ -435,6 +435,7 @@ def test_a_pause_ends_by_itself(held_app: Treadle, clock: HeldClock) -> None:
         assert job.result(PATIENCE) == 1
 
 
+@pytest.mark.sqlite
 def test_a_paused_task_does_not_stand_in_the_way_of_others(app: Treadle) -> None:
     """20,000 of its jobs are parked, a claim of another task reads none of them, and a resume frees all."""
     bulky, other = app.task(name="bulky")(lambda: None), app.task(name="other")(lambda: 1)
