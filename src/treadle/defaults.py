@@ -43,5 +43,6 @@ PRUNE_SLICE: Final = 500
 
 SCHEMA: Final = "treadle"
 CONNECTIONS: Final = 6
+SERVER_BEAT: Final = timedelta(seconds=1)
 SERVER_LEASE: Final = timedelta(seconds=15)
 LOST_LOCK_LEASE: Final = timedelta(seconds=3)

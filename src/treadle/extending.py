@@ -162,6 +162,9 @@ class Extending(Operating):
 
     def _registered(self) -> Claims:
         with self._claiming:
+            if self._claims is not None and self._claims.has_expired:
+                self._claims.close()
+                self._claims = None
             if self._claims is None:
                 self._claims = Claims(self.store, self.registry, self.codecs)
             return self._claims

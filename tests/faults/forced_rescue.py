@@ -37,7 +37,8 @@ def rescue_all(stage: Stage) -> None:
     """Do to every registered worker what is done to dead ones."""
     store = stage.app.store
     for row in store.read(workers.identities):
-        store.submit(partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker="forced")).result()
+        take = partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker="forced", seen_at=row.seen_at)
+        store.submit(take).result()
 
 
 if __name__ == "__main__":

@@ -198,8 +198,34 @@ def test_rescuing_the_dead_forgets_them(store: Store) -> None:
     """A dead worker's registration goes with its jobs."""
     register(store, 1, epoch=1)
     one(store)
-    assert store.run(partial(rescuing.rescue_dead, slot=1, epoch=1, worker="w1")) == 1
+    (row,) = store.read(workers.identities)
+    assert store.run(partial(rescuing.rescue_dead, slot=1, epoch=1, worker="w1", seen_at=row.seen_at)) == 1
     assert rows(store) == []
+
+
+def test_a_sign_of_life_stops_a_rescue(store: Store, clock: HeldClock) -> None:
+    """A judgement that rests on an older sign of life takes nothing; nor does the second one of two."""
+    register(store, 1, epoch=1)
+    taken = one(store)
+    (row,) = store.read(workers.identities)
+    clock.advance(seconds=1)
+    assert store.run(partial(workers.seen, slot=1, epoch=1)) == ""
+    take = partial(rescuing.rescue_dead, slot=1, epoch=1, worker="w1")
+    assert store.run(partial(take, seen_at=row.seen_at)) is None
+    assert state(store, taken.id) is JobState.RUNNING
+    (row,) = store.read(workers.identities)
+    assert store.run(partial(take, seen_at=row.seen_at)) == 1
+    assert store.run(partial(take, seen_at=row.seen_at)) is None
+
+
+def test_who_was_evicted_can_be_told_from_who_was_silent(store: Store) -> None:
+    """People's eviction leaves a note for the worker, a rescue leaves none."""
+    register(store, 1, epoch=1)
+    register(store, 2, epoch=2)
+    assert store.run(partial(rescuing.evict, slot=1, epoch=1, worker="w1", why="by me")) == 0
+    (row,) = store.read(workers.identities)
+    assert store.run(partial(rescuing.rescue_dead, slot=2, epoch=2, worker="w2", seen_at=row.seen_at)) == 0
+    assert [store.read(partial(rescuing.was_evicted, epoch=epoch)) for epoch in (1, 2)] == [True, False]
 
 
 def test_orphans_are_noticed_and_taken_back(store: Store) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from treadle import defaults
 from treadle.clock import Clock
 from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy
 from treadle.store.ops.workers import IdentityRow
@@ -90,11 +91,18 @@ class Engine(ABC):
         place: how messages name it; no secrets.
         clock: where times come from.
         side: a folder of this machine beside it, for locks and lists of begun attempts.
+        beat_every: seconds between the signs of life of a worker.
+        look_every: seconds between two looks at those of others.
+        leases_expire: a worker that is silent for long is taken for dead although nothing proves it, so it may find
+            itself forgotten and comes back.
     """
 
     place: str
     clock: Clock
     side: Path
+    beat_every = defaults.BEAT.total_seconds()
+    look_every = defaults.RESCUE_EVERY.total_seconds()
+    leases_expire = False
 
     @property
     def path(self) -> Path:
@@ -113,6 +121,12 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
         """Queue a write; *reply* is answered after the commit. Never blocks."""
+
+    def sign(self, operation: Callable[[Session], T]) -> T:
+        """Run a write that must not wait behind others: a worker's sign of life."""
+        reply: Future[T] = Future()
+        self.submit(operation, reply, guarded=False)
+        return reply.result()
 
     @abstractmethod
     def run_here(self, operation: Callable[[Session], T]) -> tuple[T] | None:

@@ -52,6 +52,7 @@ class Hooks(NamedTuple):
         room: a slot became free.
         idle: nothing is left to claim and nothing runs.
         drain: the worker should drain and end, for this reason; on its loop.
+        gone: this worker is not registered any more; from any thread.
         fail: the store can no longer be used, or a part broke.
         stop_soon: as drain, from any thread.
         on_loop: runs a coroutine on its loop for another thread.
@@ -63,6 +64,7 @@ class Hooks(NamedTuple):
     room: Callable[[], None]
     idle: Callable[[], None]
     drain: Callable[[str], None]
+    gone: Callable[[], None]
     fail: Callable[[TreadleError], None]
     stop_soon: Callable[[str], None]
     on_loop: Callable[[Coroutine[Any, Any, Any]], Any]
@@ -125,9 +127,9 @@ def assemble(
     )  # fmt: skip
     return Parts(
         settler, events, resources, crew, claimer,
-        Orders(store, presence, crew, claimer, hooks.drain, hooks.fail),
+        Orders(store, presence, crew, claimer, hooks.drain, hooks.gone, hooks.fail),
         Fitness(options, clock, hooks.drain),
-        Upkeep(store, presence, names, options, store_id, clock, hooks.fail),
+        Upkeep(store, presence, names, options, store_id, clock, hooks.gone, hooks.fail),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from treadle import defaults
 from treadle.clock import Clock
-from treadle.errors import ConfigurationError, PayloadError, TreadleError
+from treadle.errors import ConfigurationError, PayloadError, StoreLost, TreadleError
 from treadle.model.codec import CodecRegistry
 from treadle.model.definition import TaskDefinition
 from treadle.model.job import Claimed, LogLine
@@ -60,7 +60,7 @@ class Claims:
         abilities = Abilities(name=None, queues=(), tasks=tuple(sorted(self._tasks)), concurrency=MOST)
         self._presence = Presence.enter(store, abilities)
         self._upkeep = Upkeep(
-            store, self._presence, abilities.tasks, WorkerOptions(), self._store_id, store.clock, self._fail
+            store, self._presence, abilities.tasks, WorkerOptions(), self._store_id, store.clock, self._gone, self._fail
         )
         self._upkeep.start()
 
@@ -68,6 +68,11 @@ class Claims:
     def epoch(self) -> int:
         """The number of this registration, which its jobs carry."""
         return self._presence.epoch
+
+    @property
+    def has_expired(self) -> bool:
+        """True when others took this program for dead, so it may register anew."""
+        return self._failure is not None and self._store.engine.leases_expire
 
     def request(
         self, most: int, tasks: Sequence[str] | None, queues: Sequence[str] | None
@@ -210,6 +215,11 @@ class Claims:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+    def _gone(self) -> None:
+        if self._failure is None:
+            words = "is not registered any more: others run its jobs, and nothing it writes counts."
+            self._fail(StoreLost(f"{self._presence.name} {words}"))
 
     def _fail(self, error: TreadleError) -> None:
         self._failure = error

@@ -30,7 +30,8 @@ class Orders:
         crew: stops jobs that are called off.
         claimer: stops and goes on claiming.
         on_drain: called when the worker should drain and end.
-        on_fatal: called when the registration was taken away.
+        on_gone: called when the registration was taken away.
+        on_fatal: called when the store can no longer be used.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Orders:
         crew: Crew,
         claimer: Claimer,
         on_drain: Callable[[str], None],
+        on_gone: Callable[[], None],
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
         self._store = store
@@ -47,6 +49,7 @@ class Orders:
         self._crew = crew
         self._claimer = claimer
         self._on_drain = on_drain
+        self._on_gone = on_gone
         self._on_fatal = on_fatal
         self._wake = asyncio.Event()
 
@@ -75,7 +78,7 @@ class Orders:
 
     def _carry_out(self, orders: str | None, cancelled: dict[int, str]) -> None:
         if orders is None:
-            self._on_fatal(evicted(self._presence.name))
+            self._on_gone()
             return
         for lease, reason in cancelled.items():
             self._crew.ask_to_stop(lease, reason)
@@ -92,7 +95,3 @@ class Orders:
         finally:
             self._wake.clear()
 
-
-def evicted(name: str) -> StoreLost:
-    """Why a worker whose registration is gone has to end."""
-    return StoreLost(f"Worker {name} was evicted: others run its jobs, and nothing it writes counts any more.")

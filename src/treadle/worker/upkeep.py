@@ -24,7 +24,6 @@ from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.failing import broken
 from treadle.worker.options import WorkerOptions, seconds_of
-from treadle.worker.orders import evicted
 from treadle.worker.presence import Presence, children_lock, has_survivors, roll_of, roll_path
 
 UNKNOWN_EVERY: Final = 5.0
@@ -42,6 +41,7 @@ class Upkeep:
         tasks: the task names this worker knows.
         options: how long history is kept, and when a stalled worker is evicted.
         clock: for intervals and ages.
+        on_gone: called when this worker is not registered any more.
         on_fatal: called when the store can no longer be used.
     """
 
@@ -53,6 +53,7 @@ class Upkeep:
         options: WorkerOptions,
         store_id: str,
         clock: Clock,
+        on_gone: Callable[[], None],
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
         self._store = store
@@ -61,6 +62,7 @@ class Upkeep:
         self._options = options
         self._store_id = store_id
         self._clock = clock
+        self._on_gone = on_gone
         self._on_fatal = on_fatal
         self._stop = threading.Event()
         self._judge = store.engine.judge()
@@ -89,8 +91,8 @@ class Upkeep:
 
     def _do_duties(self) -> None:
         duties: list[tuple[float, Callable[[], None]]] = [
-            (defaults.RESCUE_EVERY.total_seconds(), self.rescue),
-            (defaults.BEAT.total_seconds(), self.beat),
+            (self._store.engine.look_every, self.rescue),
+            (self._store.engine.beat_every, self.beat),
             (UNKNOWN_EVERY, self.look_after_heads),
             (EXPIRE_EVERY, self.expire),
             (defaults.PRUNE_EVERY.total_seconds(), self.prune),
@@ -122,7 +124,7 @@ class Upkeep:
         return True
 
     def rescue(self) -> None:
-        """Take back the jobs of workers whose locks are free: the kernel frees them when a process dies."""
+        """Take back the jobs of workers that are dead, by what the store takes for a proof."""
         for row in self._store.read(workers.identities):
             if row.epoch == self._presence.epoch:
                 continue
@@ -132,9 +134,10 @@ class Upkeep:
             if has_survivors(self._store, self._store_id, row.epoch):
                 continue
             begun = self._roll(row.epoch)
-            rescued = self._store.submit(
-                partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name, begun=begun)
-            ).result()
+            take = partial(rescuing.rescue_dead, slot=row.slot, epoch=row.epoch, worker=row.name, begun=begun)
+            rescued = self._store.submit(partial(take, seen_at=row.seen_at)).result()
+            if rescued is None:
+                continue
             self._forget(row.epoch)
             log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
 
@@ -143,8 +146,8 @@ class Upkeep:
         self._presence.check()
         if self._store.damage is not None:
             raise self._store.damage
-        if self._store.submit(self._sign, guarded=False).result() is None:
-            raise evicted(self._presence.name)
+        if self._store.engine.sign(self._sign) is None:
+            self._on_gone()
 
     def _sign(self, session: Session) -> str | None:
         self._store.engine.check_health(session)

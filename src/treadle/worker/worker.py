@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from treadle.store.ops import meta
 from treadle.store.session import Session
 from treadle.store.store import Store
 from treadle.worker.assembly import AppParts, Hooks, assemble, check
+from treadle.worker.comingback import ComingBack
 from treadle.worker.extensions import Extensions
 from treadle.worker.failing import broken
 from treadle.worker.location import Location
@@ -70,6 +72,7 @@ class Worker:
         """For tests: told the lease and what its handler raised, on that thread. A worker that has this claims nothing
         beyond its free slots, so that the order is strict."""
         self._started = False
+        self._standing = False
         self._services: list[asyncio.Task[None]] = []
         self._halting = False
         self._idle_after = -1
@@ -103,6 +106,11 @@ class Worker:
         self._store = await asyncio.to_thread(self._open)
         self._store_id = await asyncio.to_thread(self._store.read, self._check_file)
         await asyncio.to_thread(self._store.engine.check_after_damage)
+        await self._set_up(names, location)
+        self._coming_back = ComingBack(self, self._store, partial(self._set_up, names, location))
+
+    async def _set_up(self, names: tuple[str, ...], location: Location | None) -> None:
+        """Register, and start every part."""
         abilities = Abilities(
             name=self.options.name, queues=tuple(self.options.queues or ()), tasks=names,
             concurrency=self.options.concurrency,
@@ -120,6 +128,7 @@ class Worker:
         if self._presence.bell is not None:
             self._loop.add_reader(self._presence.bell.fileno(), self._rung, self._presence.bell)
         log.info("Worker %s works on %s; tasks: %s", self.name, self._store.place, ", ".join(names) or "none")
+        self._standing = True
         self._events.of_worker("worker_started")
 
     async def stop(self, grace: float | None = None) -> None:
@@ -130,19 +139,27 @@ class Worker:
             await self._ended.wait()
             return
         self._halting = True
+        await self._coming_back.given_up()
         try:
-            await self._halt(grace)
+            if self._standing:
+                await self._halt(grace, silently=self.failure is not None)
         finally:
             self._ended.set()
 
-    async def _halt(self, grace: float | None) -> None:
+    async def take_down(self) -> None:
+        """End every part without a word to the store: what ran here is others' now, or is to be taken back."""
+        await self._halt(None, silently=True)
+        self._claimer.idle.set()  # whoever waits for it looks again, at the next claimer
+
+    async def _halt(self, grace: float | None, *, silently: bool) -> None:
+        self._standing = False
         settling, *others = self._services
         for service in others:
             service.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         if self._presence.bell is not None:
             self._loop.remove_reader(self._presence.bell.fileno())
-        if self.failure is not None:
+        if silently:
             await self._crew.stop(0)  # nothing can be stored any more: end what runs before others rescue it
         else:
             await self._wind_down(seconds_of(self.options.grace) if grace is None else grace)
@@ -151,7 +168,7 @@ class Worker:
         self._claimer.close()
         await asyncio.to_thread(self._upkeep.stop)
         try:
-            await asyncio.to_thread(self._presence.abandon if self.failure else self._presence.leave)
+            await asyncio.to_thread(self._presence.abandon if silently else self._presence.leave)
         except (StoreClosed, StoreLost) as error:  # the slot is free all the same, and others see it
             self.failure = error
         await self._resources.close()
@@ -255,8 +272,8 @@ class Worker:
 
     def _assemble(self, location: Location | None) -> None:
         hooks = Hooks(
-            self._stored, self._lost, self._room, self._rest, self._drain, self._fail, self.stop_soon, self._on_loop,
-            self.on_raised,
+            self._stored, self._lost, self._room, self._rest, self._drain, self._gone, self.fail, self.stop_soon,
+            self._on_loop, self.on_raised,
         )  # fmt: skip
         parts = assemble(self._app, self._store, self._presence, self._store_id, location, hooks)
         self._settler, self._events, self._resources = parts.settler, parts.events, parts.resources
@@ -297,7 +314,10 @@ class Worker:
             )
         return meta.store_id(session)
 
-    def _fail(self, error: TreadleError) -> None:
+    def _gone(self) -> None:
+        self._loop.call_soon_threadsafe(self._coming_back.begin, self._presence)
+
+    def fail(self, error: TreadleError) -> None:
         """The store can no longer be used, or a part broke: stop without touching the store."""
 
         def stop() -> None:
@@ -320,7 +340,7 @@ class Worker:
     def _service_ended(self, service: asyncio.Task[None]) -> None:
         error = None if service.cancelled() else service.exception()
         if error is not None:
-            self._fail(broken("A part of the worker", error))
+            self.fail(broken("A part of the worker", error))
 
     def _begin_stop(self) -> None:
         if self._stopping is None:

@@ -44,6 +44,18 @@ SELECT DISTINCT epoch FROM treadle_jobs {d.index("treadle_jobs_running")}
 WHERE state = 5 AND epoch NOT IN (SELECT epoch FROM treadle_workers)
 """)
 LEAVE: Final = "DELETE FROM treadle_workers WHERE slot = :slot AND epoch = :epoch"
+LEAVE_SILENT: Final = f"{LEAVE} AND seen_at = :seen_at"
+EVICTED: Final = "evicted "
+"""How the note in ``treadle_meta`` begins by which a worker learns, if it ever asks, that people did that."""
+NOTE: Final = f"""
+INSERT INTO treadle_meta (name, value) VALUES ('{EVICTED}' || CAST(:epoch AS TEXT), CAST(:now AS TEXT))
+ON CONFLICT (name) DO NOTHING
+"""
+NOTED: Final = f"SELECT count(*) FROM treadle_meta WHERE name = '{EVICTED}' || CAST(? AS TEXT)"
+FORGET: Final = f"""
+DELETE FROM treadle_meta WHERE name >= '{EVICTED}' AND name < 'evicted!' AND CAST(value AS BIGINT) < :before
+"""
+KEPT: Final = 24 * 3600 * 1_000_000
 
 
 def rescue(session: Session, epoch: int, worker: str, why: str, begun: Sequence[int] | None = None) -> int:
@@ -74,12 +86,25 @@ def rescue(session: Session, epoch: int, worker: str, why: str, begun: Sequence[
 
 
 def rescue_dead(
-    session: Session, slot: int, epoch: int, worker: str, begun: Sequence[int] | None = None
-) -> int:
-    """Rescue a dead worker's jobs and forget its registration."""
-    rescued = rescue(session, epoch, worker, "crash: its worker died", begun=begun)
-    leave(session, slot, epoch)
-    return rescued
+    session: Session, slot: int, epoch: int, worker: str, seen_at: int, begun: Sequence[int] | None = None
+) -> int | None:
+    """Rescue a dead worker's jobs and forget its registration.
+
+    Args:
+        session: an open transaction.
+        slot: its slot.
+        epoch: its registration.
+        worker: its name.
+        seen_at: the last sign of life that the judgement rests on, microseconds.
+        begun: see :func:`rescue`.
+
+    Returns:
+        How many jobs were taken back; None when it has shown another sign since or somebody else was faster: then
+        nothing was changed.
+    """
+    if not session.change(LEAVE_SILENT, {"slot": slot, "epoch": epoch, "seen_at": seen_at}):
+        return None
+    return rescue(session, epoch, worker, "crash: its worker died", begun=begun)
 
 
 def evict(
@@ -94,8 +119,16 @@ def evict(
     """
     if not leave(session, slot, epoch):
         return None
+    now = session.clock.now()
+    session.change(FORGET, {"before": now - KEPT})
+    session.change(NOTE, {"epoch": epoch, "now": now})
     session.ring(b"o")  # so that it hears of it, if it hears at all
     return rescue(session, epoch, worker, f"evicted: {why}", begun=begun)
+
+
+def was_evicted(session: Session, epoch: int) -> bool:
+    """True when people took that registration away, in the last day."""
+    return bool(session.value(NOTED, (epoch,)))
 
 
 def leave(session: Session, slot: int, epoch: int) -> bool:

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import psycopg
 
+from treadle import defaults
 from treadle.clock import Clock
 from treadle.errors import StoreBusy, StoreError
 from treadle.host.files import run_folder
@@ -46,6 +48,9 @@ class PostgresEngine(Engine):
         clock: where monotonic time comes from; times are the server's.
     """
 
+    beat_every = look_every = defaults.SERVER_BEAT.total_seconds()
+    leases_expire = True
+
     def __init__(self, url: str, options: StoreOptions, clock: Clock) -> None:
         self._options = options
         self._url = check_url(url)
@@ -55,17 +60,22 @@ class PostgresEngine(Engine):
         self._dialect = PostgresDialect(options.schema)
         self._channel = f"treadle_{options.schema}"[:63]
         self._connections = Connections(url, self.place, options, clock)
-        self._transactions = Transactions(
-            self._connections, self._dialect, self._server_clock, self.place, options.durability,
-            options.lock_timeout,
-        )  # fmt: skip
-        self._lanes = Lanes(
-            self._connections, self._transactions, self.place, clock, max(1, options.connections // 2),
-            options.lock_timeout, self._after_commit,
-        )  # fmt: skip
+        self._lanes = self._make_lanes(self._connections, clock, max(1, options.connections // 2))
+        # Signs of life have a connection of their own: somebody's open transaction may hold up every other one.
+        self._sign_connections = Connections(url, self.place, replace(options, connections=1), clock)
+        self._signs = self._make_lanes(self._sign_connections, clock, 1)
         self._reads = Reads(self._connections, self._dialect, self._server_clock, self.place, options.lock_timeout)
         self._listener = Listener(self._connect_listener, self._channel, self.place)
         self._open()
+
+    def _make_lanes(self, connections: Connections, clock: Clock, count: int) -> Lanes:
+        transactions = Transactions(
+            connections, self._dialect, self._server_clock, self.place, self._options.durability,
+            self._options.lock_timeout,
+        )  # fmt: skip
+        return Lanes(
+            connections, transactions, self.place, clock, count, self._options.lock_timeout, self._after_commit
+        )
 
     def _open(self) -> None:
         options = self._options
@@ -82,6 +92,15 @@ class PostgresEngine(Engine):
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
         """Queue a write for the lanes."""
         self._lanes.submit(operation, reply, guarded=guarded)
+
+    def sign(self, operation: Callable[[Session], T]) -> T:
+        """Run a sign of life on a connection of its own."""
+        here = self._signs.run_here(operation)
+        if here is not None:
+            return here[0]
+        reply: Future[T] = Future()
+        self._signs.submit(operation, reply, guarded=False)
+        return reply.result()
 
     def run_here(self, operation: Callable[[Session], T]) -> tuple[T] | None:
         """Run a write on this thread while a lane is idle."""
@@ -155,10 +174,12 @@ class PostgresEngine(Engine):
 
     def close(self, timeout: float) -> None:
         """Finish what is queued, then close every connection."""
-        self._lanes.close(timeout)
+        for lanes in (self._lanes, self._signs):
+            lanes.close(timeout)
         self._reads.close()
         self._listener.close()
-        self._connections.close()
+        for connections in (self._connections, self._sign_connections):
+            connections.close()
 
     def before_fork(self) -> None:
         """Nothing: the child leaves its parent's connections alone."""
@@ -168,8 +189,10 @@ class PostgresEngine(Engine):
 
     def after_fork_in_child(self) -> bool:
         """Fresh locks, no threads, no connections."""
-        self._connections.start_anew()
-        self._lanes.start_anew()
+        for connections in (self._connections, self._sign_connections):
+            connections.start_anew()
+        for lanes in (self._lanes, self._signs):
+            lanes.start_anew()
         self._reads.start_anew()
         self._listener.start_anew()
         return True
