@@ -27,6 +27,7 @@ COMMANDS = {
     "siege": [["python", "tests/faults/siege.py"]],
     "faults": [["python", "tests/faults"]],
     "powercut": [["python", "tests/faults/powercut.py"]],
+    "hosts": [["python", "-m", "pytest", "-q", "tests/hosts", "--timeout", "0", "--rounds", "25"]],
     "bench": [["python", "-m", "benchmarks"]],
 }
 
