@@ -296,8 +296,12 @@ class PostgresDialect(Dialect):
         """By ``json_build_array``."""
         return f"json_build_array({', '.join(columns)})"
 
+    def qualified(self, text: str) -> str:
+        """The same text, with its tables qualified."""
+        return _OWN.sub(lambda found: f"{self._quoted}.{found[1]}", text)
+
     def _translated(self, text: str) -> str:
-        qualified = _OWN.sub(lambda found: f"{self._quoted}.{found[1]}", text.replace("%", "%%"))
+        qualified = self.qualified(text.replace("%", "%%"))
         return _PARAMETER.sub(r"%(\1)s", qualified).replace("?", "%s")
 
 

@@ -18,10 +18,11 @@ from treadle.host.process import no_fork
 from treadle.store.options import StoreOptions
 from treadle.store.postgres.errors import is_lost, translate, unreachable
 
-TIMELINE: Final = "SELECT timeline_id FROM pg_control_checkpoint()"
 FLOOR: Final = 140000
 AGAIN_AFTER: Final = (0.02, 0.5)
 """Seconds between attempts to connect: short at first, and no more than this later, each with jitter."""
+LIFETIME: Final = 24 * 3600.0
+"""Seconds after which a connection is replaced."""
 PLAIN: Final = {
     "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
@@ -59,10 +60,14 @@ class Connection(psycopg.Connection[Any]):
     """A connection of Treadle's own.
 
     Attributes:
-        timeline: changes when another server takes over; None where the server does not say.
+        since: when it was made, monotonic.
+        mark: names its row in ``treadle_commits``; empty before its first transaction.
+        commits: how many it has made.
     """
 
-    timeline: int | None = None
+    since = 0.0
+    mark = ""
+    commits = 0
 
 
 class Connections:
@@ -114,17 +119,18 @@ class Connections:
             if connection is not None:
                 self._give_back(connection)
 
-    def drop_idle(self) -> None:
+    def drop_idle(self, parting: Callable[[Connection], None] = lambda _: None) -> None:
         """Close every connection that nobody uses: they may all be dead."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
+            parting(connection)
             connection.close()
 
-    def close(self) -> None:
-        """Close; whoever waits for a connection hears of it."""
+    def close(self, parting: Callable[[Connection], None] = lambda _: None) -> None:
+        """Close, each after *parting*; whoever waits for a connection hears of it."""
         self._closing.set()
-        self.drop_idle()
+        self.drop_idle(parting)
 
     def _take(self, until: float | None, wanted: Callable[[], bool]) -> Connection:
         if self._closing.is_set():
@@ -161,16 +167,12 @@ class Connections:
             found = connection.info.server_version // 10000
             connection.close()
             raise StoreUnusable(f"{self._place} runs PostgreSQL {found}; Treadle needs 14 or newer.")
-        try:
-            row: Any = connection.execute(TIMELINE).fetchone()
-            connection.timeline = row[0]
-        except psycopg.errors.InsufficientPrivilege:
-            connection.timeline = None
+        connection.since = self._clock.monotonic()
         return connection
 
-    def pause(self) -> None:
-        """Wait a moment before trying again; not when the store is closing."""
-        self._closing.wait(random.uniform(*AGAIN_AFTER) / 5)  # noqa: S311 - jitter
+    def pause(self) -> bool:
+        """Wait a moment before trying again; False when the store is closing."""
+        return not self._closing.wait(random.uniform(*AGAIN_AFTER) / 5)  # noqa: S311 - jitter
 
     def _kwargs(self) -> dict[str, Any]:
         given = conninfo.conninfo_to_dict(self._url)
@@ -179,7 +181,8 @@ class Connections:
         return {**plain, **name, "prepare_threshold": 5 if self._options.prepared else None}
 
     def _give_back(self, connection: Connection) -> None:
-        if connection.closed or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        old = self._clock.monotonic() - connection.since > LIFETIME
+        if connection.closed or old or connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             connection.close()
             return
         with self._lock:

@@ -178,8 +178,8 @@ class PostgresEngine(Engine):
             lanes.close(timeout)
         self._reads.close()
         self._listener.close()
-        for connections in (self._connections, self._sign_connections):
-            connections.close()
+        for connections, lanes in ((self._connections, self._lanes), (self._sign_connections, self._signs)):
+            connections.close(lanes.transactions.forget)
 
     def before_fork(self) -> None:
         """Nothing: the child leaves its parent's connections alone."""

@@ -23,7 +23,7 @@ from treadle.store.postgres.errors import AGAIN, is_lost, translate, unreachable
 from treadle.store.postgres.session import PostgresSession
 from treadle.store.postgres.transactions import Transactions, undo
 from treadle.store.replies import Reply
-from treadle.store.work import Insert, Operation, Work, bundles, failed, run_bundle, starting, tell
+from treadle.store.work import Operation, Work, bundles, failed, run_bundle, starting, tell
 
 T = TypeVar("T")
 GROUP_MOST: Final = 512
@@ -56,7 +56,7 @@ class Lanes:
         committed: Callable[[PostgresSession, Connection], None],
     ) -> None:
         self._connections = connections
-        self._transactions = transactions
+        self.transactions = transactions
         self._place = place
         self._clock = clock
         self._count = count
@@ -193,13 +193,12 @@ class Lanes:
 
     def _once(self, connection: Connection, group: list[Work[Any]], how: str) -> bool:
         """Store and tell; False when the server undid everything without a reason of ours."""
-        writes = any(isinstance(work.operation, Insert) for work in group)
         try:
-            session = self._transactions.begin(connection, group, how, writes=writes)
+            session = self.transactions.begin(connection, group, how)
             running = starting(group)
             reach("after_begin", running, how)
             answers = [answer for works in bundles(running) for answer in run_bundle(session, works)]
-            if not self._transactions.commit(session, running, how):
+            if not self.transactions.commit(session, running, how):
                 return False
         except BaseException:
             undo(connection)

@@ -45,10 +45,9 @@ class PostgresSession(Session):
 
     Attributes:
         wrote: something was written, so the commit matters.
-        number: the number of the transaction, when it is known already.
     """
 
-    __slots__ = ("number", "wrote")
+    __slots__ = ("wrote",)
 
     def __init__(self, connection: psycopg.Connection[Any], dialect: PostgresDialect, clock: Clock) -> None:
         self.connection = connection
@@ -57,7 +56,6 @@ class PostgresSession(Session):
         self.rings = b""
         self.settles = False
         self.wrote = False
-        self.number: str | None = None
         self._cursor = connection.cursor()
 
     def rows(self, sql: Sql | str, parameters: Parameters = ()) -> list[Row]:

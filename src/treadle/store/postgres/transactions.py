@@ -1,19 +1,20 @@
 """Write transactions on PostgreSQL: begun by the server's clock, run again as a whole, never left in doubt.
 
-A commit whose answer never came is resolved by asking the server what became of that transaction's number. Nothing is
-ever run a second time on a guess.
+A commit whose answer never came is resolved by a row that it would have changed. Nothing is ever run a second time on a
+guess.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+from uuid import uuid4
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from treadle.errors import OutcomeUnknown, StoreError, StoreUnreachable
+from treadle.errors import OutcomeUnknown, StoreError
 from treadle.host.failpoints import reach
 from treadle.store.dialect import PostgresDialect
 from treadle.store.postgres.clock import ServerClock
@@ -21,17 +22,25 @@ from treadle.store.postgres.connections import Connection, Connections
 from treadle.store.postgres.errors import first_line, is_lost
 from treadle.store.postgres.session import BEGIN, PostgresSession
 
-STATUS: Final = "SELECT pg_xact_status(%s::text::xid8)"
-NUMBER: Final = "SELECT pg_current_xact_id_if_assigned()::text"
-NUMBERED: Final = ", pg_current_xact_id()::text"
+# A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
+# gives those that no one has seen again, and says "committed" of the wrong one.
+MAKE_MARK: Final = """
+BEGIN; SET LOCAL synchronous_commit = off;
+DELETE FROM treadle_commits WHERE made_at < {before};
+INSERT INTO treadle_commits (mark, number, made_at)
+VALUES ('{mark}', 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+COMMIT
+"""
+# In one exchange with the COMMIT. Without its row the division fails, and so does the commit: who takes the row away
+# knows that this connection, whatever still travels or waits, never commits again.
+COMMIT: Final = """
+WITH mine AS (UPDATE treadle_commits SET number = {number} WHERE mark = '{mark}' RETURNING 1)
+SELECT 1 / (SELECT count(*) FROM mine); COMMIT
+"""
+TAKE_MARK: Final = "DELETE FROM treadle_commits WHERE mark = %s RETURNING number"
+KEPT: Final = 30 * 24 * 3600 * 1_000_000
+"""How long the mark of a connection is kept at least; no connection lives that long."""
 log = logging.getLogger("treadle.store")
-
-
-class Number(NamedTuple):
-    """Which transaction it was: its number, None when it wrote nothing, and the timeline that gave it."""
-
-    xid: str | None
-    timeline: int | None
 
 
 class Transactions:
@@ -64,29 +73,29 @@ class Transactions:
         if durability != "full":
             local += "SET LOCAL synchronous_commit = off; "
         self._begin = BEGIN.format(local=local)
+        self._make_mark, self._commit, self._take_mark = map(dialect.qualified, (MAKE_MARK, COMMIT, TAKE_MARK))
 
-    def begin(self, connection: Connection, work: object, how: str = "", *, writes: bool = False) -> PostgresSession:
+    def begin(self, connection: Connection, work: object, how: str = "") -> PostgresSession:
         """Open a transaction; one exchange with the server also brings its time.
 
         Args:
             connection: an idle one.
             work: for the fail point, as is *how*.
             how: see *work*.
-            writes: it is sure to write something, so the same exchange brings its number too.
         """
         reach("before_begin", work, how)
+        if not connection.mark:
+            self._prepare(connection)
         asked = self._clock.monotonic()
-        now, *number = last_row(connection, self._begin + NUMBERED if writes else self._begin)
-        session = PostgresSession(connection, self._dialect, self._clock.reading(now, asked))
-        session.number = number[0] if number else None
-        return session
+        (now,) = last_row(connection, self._begin)
+        return PostgresSession(connection, self._dialect, self._clock.reading(now, asked))
 
     def commit(self, session: PostgresSession, work: object, how: str = "") -> bool:
         """Commit, and be sure; False when the transaction was undone although nobody asked, so it may run again.
 
         Raises:
             StoreError: an operation has ended the transaction, or hidden that it failed.
-            OutcomeUnknown: the server that could say is gone: another one took its place.
+            OutcomeUnknown: the store was closed before the server could say.
             psycopg.Error: it was refused, so nothing was stored.
         """
         connection: Connection = session.connection
@@ -95,49 +104,59 @@ class Transactions:
         if status != TransactionStatus.INTRANS and not connection.closed:
             # PostgreSQL takes the COMMIT of a failed transaction for a ROLLBACK, and says so only in passing.
             raise StoreError(f"A transaction on {self._place} was not committed: an operation left it {status.name}.")
-        number = self._number(session)
+        if not session.wrote:
+            return self._end_reading(connection)
+        number = connection.commits + 1
         try:
-            connection.execute("COMMIT")
+            connection.execute(self._commit.format(number=number, mark=connection.mark))
+        except psycopg.errors.DivisionByZero:
+            connection.close()  # its mark was taken away
+            return False
         except psycopg.Error as error:
-            if number.xid is None:
-                return not is_lost(error)
             if not is_lost(error):
                 raise
             log.warning("The connection to %s was lost during a commit (%s).", self._place, first_line(error))
-            return self._was_committed(number, error)
+            return self._was_committed(connection.mark, number, error)
+        connection.commits = number
         return True
 
-    def _number(self, session: PostgresSession) -> Number:
-        xid = session.number or (session.value(NUMBER) if session.wrote else None)
-        return Number(xid, session.connection.timeline)
+    def forget(self, connection: Connection) -> None:
+        """Take away the mark of a connection that is to be closed."""
+        if connection.mark and not connection.closed:
+            with contextlib.suppress(psycopg.Error):  # then somebody else does, in a month
+                connection.execute(self._take_mark, (connection.mark,))
 
-    def _was_committed(self, number: Number, error: BaseException) -> bool:
-        """Ask until the server knows; one that is starting up again will."""
+    def _end_reading(self, connection: Connection) -> bool:
+        try:
+            connection.execute("COMMIT")
+        except psycopg.Error as error:
+            return not is_lost(error)
+        return True
+
+    def _prepare(self, connection: Connection) -> None:
+        """Make the mark of a new connection, before its first transaction."""
+        mark = uuid4().hex
+        connection.execute(self._make_mark.format(mark=mark, before=self._clock.now() - KEPT))
+        connection.mark = mark
+
+    def _was_committed(self, mark: str, number: int, error: BaseException) -> bool:
+        """Take the mark away and see: it has our number, or the commit can never happen any more."""
         while True:
             try:
-                status, timeline = self._ask(number)
+                with self._connections.connect() as connection:
+                    found = connection.execute(self._take_mark, (mark,)).fetchone()
+                return found is not None and int(found[0]) >= number
             except psycopg.Error as failed:
                 if not is_lost(failed):
                     raise self._unknown(error) from error
                 self._connections.drop_idle()
-                continue
-            except StoreUnreachable:
-                continue
-            if timeline != number.timeline or status is None:
+            if not self._connections.pause():
                 raise self._unknown(error) from error
-            if status != "in progress":
-                return bool(status == "committed")
-            self._connections.pause()  # its server process has not noticed yet that we are gone
-
-    def _ask(self, number: Number) -> tuple[str | None, int | None]:
-        with self._connections.lent(None) as connection:
-            (status,) = last_row(connection, STATUS, (number.xid,))
-            return status, connection.timeline
 
     def _unknown(self, error: BaseException) -> OutcomeUnknown:
         return OutcomeUnknown(
-            f"The connection to {self._place} was lost during a commit ({first_line(error)}), and the server that "
-            "answers now cannot say what became of it: it may be stored or not. Look before you do it again."
+            f"The connection to {self._place} was lost during a commit ({first_line(error)}), and the server could not "
+            "be asked what became of it: it may be stored or not. Look before you do it again."
         )
 
 

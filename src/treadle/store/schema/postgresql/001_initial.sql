@@ -16,6 +16,14 @@ CREATE SEQUENCE treadle_epoch_numbers AS bigint;
 CREATE SEQUENCE treadle_lease_numbers AS bigint INCREMENT BY 4096;
 CREATE SEQUENCE treadle_row_numbers AS bigint;
 
+-- One row for each connection that writes, numbered by each of its commits: by it a client whose connection was lost
+-- during a COMMIT finds out. Updates stay on the page.
+CREATE TABLE treadle_commits (
+    mark text COLLATE "C" PRIMARY KEY,
+    number bigint NOT NULL,
+    made_at bigint NOT NULL
+) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
 -- Narrow and hot: every claim and settle rewrites a row, so arguments live elsewhere. State is part of every index's
 -- condition, so no update is heap-only; room on the page would be wasted, and vacuum has to come often instead.
 CREATE TABLE treadle_jobs (
