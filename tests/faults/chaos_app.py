@@ -113,7 +113,7 @@ def build(setup: Setup, *, late: bool = False, ledger: Ledger | None = None, **o
 @contextmanager
 def attempt(ledger: Ledger, job: JobContext) -> Iterator[None]:
     """Write down that an attempt begins, and that it ended, whatever ended it."""
-    facts = {"job": job.id, "lease": job.lease, "attempt": job.attempt}
+    facts = {"job": job.id, "lease": job.lease, "attempt": job.attempt, "task": job.task}
     ledger.write("start", **facts)
     try:
         yield

@@ -131,6 +131,17 @@ def test_an_unfinished_run_may_have_live_jobs() -> None:
     assert checks(ledger, jobs, GOOD_ROWS, drained=False) == set()
 
 
+@pytest.mark.parametrize(
+    ("task", "is_there", "expected"),
+    [("noise", False, set()), ("noise", True, {"history_disagrees"}), ("plain", False, {"history_disagrees"})],
+)
+def test_only_what_may_be_pruned_leaves_no_row(task: str, is_there: bool, expected: set[str]) -> None:
+    """A job that was cancelled, rescued and pruned takes its rows with it; any other attempt leaves one."""
+    jobs = [*GOOD_JOBS, JobRow(3, 9, 1, 1, "why", None, None)] if is_there else GOOD_JOBS
+    started = record("start", 40, job=3, lease=31, attempt=1, task=task)
+    assert checks([*GOOD_LEDGER, started], jobs, GOOD_ROWS) == expected
+
+
 def test_the_ledger_survives_a_cut_line(tmp_path: Path) -> None:
     """A line cut by a kill counts as never written, the others are read in order."""
     ledger = Ledger(tmp_path)
