@@ -185,6 +185,14 @@ def test_the_crash_cap_holds_with_the_reason(store: Store) -> None:
     assert len(found.attempts) == 3
 
 
+def test_a_cap_of_one_is_told_in_the_singular(store: Store) -> None:
+    """Where the first crash is one too many, nobody reads of "1 times"."""
+    (number,) = put(store)
+    store.run(partial(claim, request=request()._replace(caps='{"mail":1}')))
+    rescue(store)
+    assert get(store, number).reason == "crash cap: an attempt ended with its process"
+
+
 def test_below_the_crash_cap_it_runs_again(store: Store) -> None:
     """One crash less than the cap is forgiven."""
     (number,) = put(store)

@@ -79,9 +79,10 @@ def test_success_counts_although_the_job_was_called_off(app: Treadle) -> None:
     job = save.enqueue()
     with app.worker():
         assert begun.wait(PATIENCE)
-        job.cancel()
+        job.cancel("not wanted")
         assert job.result(PATIENCE) == "saved"
-    assert job.record().reason is None
+    record = job.record()
+    assert (record.reason, record.cancel_reason) == (None, "not wanted")  # who cancelled can see that it came too late
 
 
 def test_a_coroutine_that_swallows_its_cancel_is_not_lost(app: Treadle) -> None:

@@ -226,7 +226,8 @@ class JobRecord:
     attempts: tuple[Attempt, ...] = ()
     expires_at: datetime | None = None
     cancel_reason: str | None = None
-    """Why the running attempt was asked to stop; None when nobody asked."""
+    """Why its attempt was asked to stop; None when nobody asked. It stays on a job that succeeded all the same: that
+    is why a cancel seems to have done nothing."""
     version: int = 1
     worker: str | None = None
     """Name of the worker that runs it; None while nobody does."""

@@ -164,10 +164,14 @@ def _crashed(base: Transition, job: Claimed, outcome: Crashed, cap: int) -> Tran
         reason = f'outcome unknown: {outcome.message}, and on_crash is "hold"'
         return told._replace(state=S.HELD, reason=reason)
     if job.crashes + 1 >= cap:
-        times = job.crashes + 1
-        reason = f"crash cap: its attempts ended with their process {times} times; the last time {outcome.message}"
-        return told._replace(state=S.HELD, reason=reason)
+        return told._replace(state=S.HELD, reason=_crash_cap(job.crashes + 1, outcome.message))
     return told
+
+
+def _crash_cap(crashes: int, last: str) -> str:
+    if crashes == 1:
+        return f"crash cap: an attempt ended with its process: {last}"
+    return f"crash cap: its attempts ended with their process {crashes} times; the last time {last}"
 
 
 def _failed(

@@ -27,6 +27,7 @@ UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NOT NULL THEN 9 WHEN crashes + 1 >= crash_cap THEN 6 ELSE 3 END,
     reason = CASE WHEN cancel_reason IS NOT NULL THEN cancel_reason
         WHEN crash_cap = 0 THEN 'outcome unknown: its process ended while it ran, and on_crash is "hold"'
+        WHEN crashes + 1 >= crash_cap AND crashes = 0 THEN 'crash cap: an attempt ended with its process'
         WHEN crashes + 1 >= crash_cap
         THEN 'crash cap: its attempts ended with their process ' || (crashes + 1) || ' times' END,
     finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END,
