@@ -18,6 +18,7 @@ RETRY_CAP: Final = timedelta(hours=1)
 RETRY_JITTER: Final = 0.1
 CRASH_CAP: Final = 3
 CANCEL_GRACE: Final = timedelta(seconds=10)
+EXIT_PATIENCE: Final = timedelta(seconds=5)
 
 DURABILITY: Final = "full"
 LOCK_TIMEOUT: Final = timedelta(seconds=30)

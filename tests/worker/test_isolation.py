@@ -222,7 +222,8 @@ def test_a_crash_costs_one_attempt_of_one_job(
     record = job.record()
     assert (record.attempt, record.failures, record.crashes) == (cap, 0, cap)
     often = f"its attempts ended with their process {cap} times; the last time"
-    assert str(record.reason).startswith(f"crash cap: {often if cap > 1 else 'an attempt ended with its process:'} {words}")
+    often = often if cap > 1 else "an attempt ended with its process:"
+    assert str(record.reason).startswith(f"crash cap: {often} {words}")
     for attempt in record.attempts:
         assert attempt.outcome is AttemptOutcome.CRASHED
         assert (attempt.message or "").startswith(f"crash: {words}")

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 from click.core import ParameterSource
 
+from treadle import defaults
 from treadle.app import Treadle
 from treadle.cli.output import safe
 from treadle.cli.store import store_option, url_of
@@ -27,6 +28,7 @@ from treadle.model.retention import Keep, Retention
 from treadle.settings import Settings
 from treadle.worker.capture import capture_logging, capture_output
 from treadle.worker.options import WorkerOptions
+from treadle.worker.process import end_despite_threads
 from treadle.worker.supervisor import Supervisor
 from treadle.worker.worker import Worker
 
@@ -79,11 +81,11 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     if given["status_fd"] is None and (processes > 1 or any(given[name] for name in RECYCLING)):
         app.close()
         command = partial(member_arguments, ctx, processes=processes)
-        sys.exit(Supervisor(command, processes, SystemClock(), burst=given["burst"]).run())
+        _leave(Supervisor(command, processes, SystemClock(), burst=given["burst"]).run())
     working = app.worker(options)
     if given["status_fd"] is not None:
         working.on_draining = partial(tell_supervisor, given["status_fd"])
-    _run(working, app, burst=given["burst"])
+    _leave(_run(working, app, burst=given["burst"]))
 
 
 def options_of(given: Mapping[str, Any], settings: Settings) -> WorkerOptions:
@@ -100,7 +102,7 @@ def options_of(given: Mapping[str, Any], settings: Settings) -> WorkerOptions:
 
 def member_arguments(ctx: click.Context, place: int, *, processes: int) -> list[str]:
     """The command line of one supervised process: ours, but for what is the supervisor's."""
-    words = ["-m", "treadle", "worker", ctx.params["app"], "--until-eof"]
+    words = ["worker", ctx.params["app"], "--until-eof"]
     for option in ctx.command.params:
         name, value = option.name or "", ctx.params.get(option.name or "")
         asked = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -171,7 +173,7 @@ def kept(succeeded: float | None, failed: float | None) -> Retention:
     return replace(Retention(), **rules)
 
 
-def _run(working: Worker, app: Treadle, *, burst: bool) -> None:
+def _run(working: Worker, app: Treadle, *, burst: bool) -> int:
     try:
         with capture_logging(), capture_output():
             working.run(burst=burst)
@@ -179,9 +181,15 @@ def _run(working: Worker, app: Treadle, *, burst: bool) -> None:
         if working.failure is None and not isinstance(error, StoreLost):
             raise
         click.echo(safe(f"Error: {error}", lines=True), err=True)
-        sys.exit(STORE_LOST if isinstance(error, StoreError) else 1)
+        return STORE_LOST if isinstance(error, StoreError) else 1
     finally:
         app.close()
+    return 0
+
+
+def _leave(code: int) -> NoReturn:
+    end_despite_threads(code, defaults.EXIT_PATIENCE.total_seconds())
+    sys.exit(code)
 
 
 def _module(name: str) -> object:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from treadle.host.bytelocks import anybody_locks
-from treadle.host.process import forget_on_fork, no_fork, on_fork, spawn_python
+from treadle.host.process import forget_on_fork, no_fork, on_fork, running, spawn_python
 from treadle.host.usage import Used, alive_below, below, children_are_listed, peak_resident, used_by
 
 MARK: Final = "TREADLE_CHILD_OF"
@@ -47,8 +47,8 @@ class Child:
     """A spawned Python, its pipes, and what it printed.
 
     Args:
-        module: what it runs, as ``python -m``; it gets the numbers of three descriptors: to read from, to write to,
-            and for stacks.
+        module: what it runs, as ``python -m`` with our import path; it gets the numbers of three descriptors: to read
+            from, to write to, and for stacks.
         mark: value of :data:`MARK` in its environment.
         on_end: called on a thread of its own once it and everything it started is gone.
 
@@ -76,7 +76,7 @@ class Child:
             on_fork(self, after_in_child=self.close)
         try:
             popen = self._popen = spawn_python(
-                ["-m", module, *map(str, theirs)], pass_fds=theirs, start_new_session=True,
+                running(module, *map(str, theirs)), pass_fds=theirs, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env={**os.environ, MARK: mark},
             )  # fmt: skip

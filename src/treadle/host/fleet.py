@@ -8,14 +8,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 
-from treadle.host.process import spawn_python
+from treadle.host.process import running, spawn_python
 
 
 class Member:
     """One worker process. It drains when its standard input ends, so also when we die.
 
     Args:
-        arguments: what follows the interpreter; ``--status-fd N`` is added.
+        arguments: the words of its command, from ``worker`` on; ``--status-fd N`` is added.
         on_line: called on a thread with each line it writes to its status descriptor.
         on_end: called on a thread with its exit code, -9 for signal 9.
     """
@@ -29,8 +29,8 @@ class Member:
         status, theirs = os.pipe()
         try:
             self._popen = spawn_python(
-                [*arguments, "--status-fd", str(theirs)], pass_fds=(theirs,), stdin=subprocess.PIPE,
-                start_new_session=True,
+                running("treadle", *arguments, "--status-fd", str(theirs)), pass_fds=(theirs,),
+                stdin=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         except BaseException:
             os.close(status)

@@ -291,6 +291,13 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def flush_outputs() -> None:
+    """Write out what is buffered for standard output and standard error; outputs that are gone are left alone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+
+
 def account_name() -> str:
     """Who runs this process and where, for people, such as ``ada@host``; it proves nothing."""
     try:
@@ -300,11 +307,25 @@ def account_name() -> str:
     return f"{account}@{host_name()}"
 
 
+def running(module: str, *words: str) -> list[str]:
+    """Arguments that let a fresh Python run *module* as ``-m`` does, with the import path of this process.
+
+    ``PYTHONPATH`` is inherited anyhow; what a program has changed in ``sys.path`` is not.
+
+    Example:
+        >>> spawn_python(running("this"), stdout=subprocess.DEVNULL).wait()
+        0
+    """
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    start = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, None, '__main__', True)"
+    return ["-c", start, *words]
+
+
 def spawn_python(args: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]:
     """Start a fresh Python of the same interpreter; it inherits no descriptor but those asked for.
 
     Args:
-        args: what follows the interpreter, such as ``["-m", "treadle", "work"]``.
+        args: what follows the interpreter, such as those of :func:`running`.
         popen: further options of :class:`subprocess.Popen`.
 
     Raises:

@@ -14,6 +14,7 @@ import msgspec
 from treadle.app import Treadle
 from treadle.errors import ConfigurationError
 from treadle.host.linetrace import Place
+from treadle.host.process import running
 from treadle.host.victims import KILLED, READY, Nursery, run_fresh
 from treadle.model.definition import TaskDefinition
 from treadle.model.parameters import body_of, module_of
@@ -75,7 +76,7 @@ class Killer:
     def _run(self) -> int | None:
         patience = self._timeout + SPARE
         if self._can_fork is None:
-            self._nursery = Nursery(["-m", MODULE, str(self._home)], self._output)
+            self._nursery = Nursery(running(MODULE, str(self._home)), self._output)
             hello = self._nursery.hello(patience)
             self._can_fork = hello == READY
             if hello is not None and not self._can_fork:
@@ -83,7 +84,7 @@ class Killer:
         if self._can_fork:
             assert self._nursery is not None
             return self._nursery.run(str(self._order), patience)
-        return run_fresh(["-m", MODULE, str(self._home), str(self._order)], self._output, patience)
+        return run_fresh(running(MODULE, str(self._home), str(self._order)), self._output, patience)
 
 
 def _home(app: Treadle, definition: TaskDefinition) -> Home:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from treadle.errors import TreadleError
-from treadle.host.process import exit_now, stop_signals
+from treadle.host.process import exit_now, flush_outputs, stop_signals
 
 LAST_PATIENCE: Final = 1.0
 """Seconds that tasks have to end once they are cancelled with their loop."""
@@ -92,6 +93,25 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+
+def end_despite_threads(code: int, patience: float) -> None:
+    """Let this process end with *code* although threads that handlers have left behind go on; call it just before.
+
+    Python waits at its exit for every thread that is no daemon, also for those of ``asyncio.to_thread``. After
+    *patience* seconds of that the process is ended all the same, without what is registered by ``atexit``.
+    """
+
+    def watch() -> None:
+        threading.Event().wait(patience)
+        main = threading.main_thread()
+        left = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not main]
+        if left:
+            log.warning("The process ends although threads still run: %s. Nobody waits for them.", ", ".join(left))
+            flush_outputs()
+            exit_now(code)
+
+    threading.Thread(target=watch, name="treadle-exit", daemon=True).start()
 
 
 async def _leave_behind() -> None:

@@ -58,7 +58,7 @@ class Supervisor:
     """Runs worker processes until told to stop.
 
     Args:
-        command: makes the arguments of the Python process of a place; places count from 1.
+        command: makes the words of the command of a place, from ``worker`` on; places count from 1.
         processes: how many to keep alive.
         burst: workers end when there is nothing left to do, and are not started again.
         clock: for the backoff.

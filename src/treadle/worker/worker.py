@@ -352,11 +352,12 @@ class Worker:
         except TreadleError as error:
             log.error("Claimed jobs could not be given back at stop: %s", error)
         await self._crew.stop(grace)
-        try:
-            async with asyncio.timeout(max(5.0, grace)):
-                await self._settler.drained()
-        except (TreadleError, TimeoutError) as error:
-            log.error("%d outcomes were not stored at stop: %s", self._settler.waiting, error)
+        drained = self._loop.create_task(self._settler.drained())
+        # Whoever stores outcomes may have ended itself, when the store is lost: then nothing more will be stored.
+        await asyncio.wait({drained, self._services[0]}, timeout=max(5.0, grace), return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        if self._settler.waiting:
+            log.error("%d outcomes were not stored at stop; these jobs run again.", self._settler.waiting)
 
     async def _live_in_thread(self, begun: Future[None]) -> None:
         try:
