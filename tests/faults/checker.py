@@ -273,18 +273,21 @@ def _history_disagrees(history: History) -> Iterator[str]:
             yield f"lease {row.lease} started as {seen}, stored as {row.job_id}/{row.attempt}"
         if row.outcome == OK and row.lease not in ends:
             yield f"job {row.job_id}: lease {row.lease} succeeded, but its handler never ended"
-    if history.drained:
-        stored = {row.lease for row in history.attempts}
-        for lease, start in starts.items():
-            pruned = start.get("task") in MAY_VANISH and start["job"] not in history.by_id
-            if lease not in stored and not pruned:
-                yield f"lease {lease} started and left no row"
     for job in history.jobs:
         rows = history.rows_of.get(job.id, [])
         if (job.state == SUCCEEDED) != any(row.outcome == OK for row in rows):
             yield f"job {job.id} is in state {job.state}, its outcomes are {[row.outcome for row in rows]}"
         if rows and job.attempt < rows[-1].attempt:
             yield f"job {job.id} counts {job.attempt} attempts, its history {rows[-1].attempt}"
+
+
+def _left_no_row(history: History) -> Iterator[str]:
+    """Once drained, every attempt that a handler began has a row, but for those that may be pruned with their job."""
+    stored = {row.lease for row in history.attempts}
+    for record in history.of("start") if history.drained else ():
+        pruned = record.get("task") in MAY_VANISH and record["job"] not in history.by_id
+        if record["lease"] not in stored and not pruned:
+            yield f"lease {record['lease']} of job {record['job']} started and left no row"
 
 
 def _follow_up(history: History) -> Iterator[str]:
@@ -309,7 +312,7 @@ def _checkpoint_lost(history: History) -> Iterator[str]:
 
 CHECKS = (
     _accepted_lost, _forgotten, _half_a_batch, _unexpected, _lease_started_twice, _overlap, _stale_accepted,
-    _finished_twice, _rescued_alive, _history_disagrees, _follow_up, _checkpoint_lost,
+    _finished_twice, _rescued_alive, _history_disagrees, _left_no_row, _follow_up, _checkpoint_lost,
 )  # fmt: skip
 
 

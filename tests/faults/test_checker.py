@@ -93,7 +93,7 @@ def test_a_wrong_job_row_is_seen(jobs: list[JobRow], expected: str) -> None:
         ([GOOD_ROWS[0]._replace(outcome=OK), *GOOD_ROWS[2:]], "stale_accepted"),
         ([GOOD_ROWS[0]._replace(finished_at=11), *GOOD_ROWS[1:]], "rescued_alive"),
         ([GOOD_ROWS[0]._replace(worker="w8"), *GOOD_ROWS[1:]], "rescued_alive"),
-        (GOOD_ROWS[1:], "history_disagrees"),
+        (GOOD_ROWS[1:], "left_no_row"),
         ([*GOOD_ROWS, AttemptRow(4, 2, 99, 2, "w1", 2, 40)], "history_disagrees"),
         ([GOOD_ROWS[0], GOOD_ROWS[1]._replace(job_id=2), GOOD_ROWS[2]], "history_disagrees"),
     ],
@@ -133,7 +133,7 @@ def test_an_unfinished_run_may_have_live_jobs() -> None:
 
 @pytest.mark.parametrize(
     ("task", "is_there", "expected"),
-    [("noise", False, set()), ("noise", True, {"history_disagrees"}), ("plain", False, {"history_disagrees"})],
+    [("noise", False, set()), ("noise", True, {"left_no_row"}), ("plain", False, {"left_no_row"})],
 )
 def test_only_what_may_be_pruned_leaves_no_row(task: str, is_there: bool, expected: set[str]) -> None:
     """A job that was cancelled, rescued and pruned takes its rows with it; any other attempt leaves one."""
