@@ -89,7 +89,7 @@ def _move_to(clock: HeldClock, moment: datetime) -> None:
     clock.advance(seconds=moment.timestamp() - clock.now() / 1_000_000)
 
 
-def test_cli_and_sql_views_give_equal_answers(shop: Path) -> None:
+def test_scenario_000_c_cli_and_sql_views_give_equal_answers(shop: Path) -> None:
     """Counts and average attempts by state, what is stuck, each job, its attempts, its logs, the pauses."""
     rows = asked(shop, documented("SELECT queue, state, jobs, average_attempts FROM treadle_queue_view"))
     assert len(rows) >= 6
@@ -118,7 +118,7 @@ def test_cli_and_sql_views_give_equal_answers(shop: Path) -> None:
     assert [{name: pause[name] for name in pauses[0]} for pause in as_json("stats", folder=shop)["pauses"]] == pauses
 
 
-def test_cli_and_sql_find_the_same_failed_and_held_jobs(shop: Path) -> None:
+def test_scenario_000_c_cli_and_sql_find_the_same_failed_and_held_jobs(shop: Path) -> None:
     """What failed since midnight and what waits for a person are the same jobs either way."""
     rows = asked(shop, documented("SELECT id, task, last_error FROM treadle_job_view WHERE state = 'failed'"))
     midnight = datetime.now(UTC).date().isoformat()
@@ -129,7 +129,7 @@ def test_cli_and_sql_find_the_same_failed_and_held_jobs(shop: Path) -> None:
     assert [(row["id"], row["reason"]) for row in rows] == [(job["id"], job["reason"]) for job in found]
 
 
-def test_a_priority_bump_is_the_same_by_cli_and_sql(shop: Path) -> None:
+def test_scenario_000_c_a_priority_bump_is_the_same_by_cli_and_sql(shop: Path) -> None:
     """The documented UPDATE and 'jobs priority' leave two copies of one file with the same jobs."""
     by_sql, by_cli = copies(shop)
     asked(shop, documented("UPDATE treadle_jobs SET priority"), by_sql)
@@ -139,7 +139,7 @@ def test_a_priority_bump_is_the_same_by_cli_and_sql(shop: Path) -> None:
     assert everything(shop, by_sql) == everything(shop, by_cli)
 
 
-def test_a_seven_day_cleanup_is_the_same_by_cli_and_sql(shop: Path) -> None:
+def test_scenario_000_c_a_seven_day_cleanup_is_the_same_by_cli_and_sql(shop: Path) -> None:
     """The documented DELETE, repeated until nothing is left, and 'prune' leave the same jobs and the same history."""
     by_sql, by_cli = copies(shop)
     delete, counting = documented("DELETE FROM treadle_jobs WHERE id IN"), "SELECT count(*) AS jobs FROM treadle_jobs"

@@ -4,7 +4,8 @@ It knows nothing of Treadle's code, only of its tables and promises. Every check
 job id, lease, token and attempt row is unique, so no search is needed. See :func:`check`.
 
 Ledger records: producers write ``intent`` (token, count) before they store anything, then ``ack`` (token, ids),
-``fail`` (token) or ``rollback`` (token); handlers write ``start`` and ``end`` (job, lease, attempt), ``follow``
+``fail`` (token) or ``rollback`` (token); handlers write ``start`` and ``end`` (job, lease, attempt, and
+``boss``, the worker's pid, when they run in a process of their own), ``follow``
 (lease, token), ``checkpoint`` (job, value) after it was accepted, and ``resumed`` (job, value); the conductor writes
 ``kill`` (victim, the pid) just before each SIGKILL.
 """
@@ -213,10 +214,21 @@ def _overlap(history: History) -> Iterator[str]:
     ended = {record["lease"]: record["at"] for record in history.of("end")}
     for job, starts in history.starts_of.items():
         for first, second in pairwise(starts):
-            kill = history.killed.get(first["pid"])
-            until = ended.get(first["lease"], kill["at"] if kill else None)
+            until = ended.get(first["lease"], _cut_off(history, first))
             if until is None or second["at"] < until:
                 yield f"job {job}: lease {second['lease']} started while lease {first['lease']} ran"
+
+
+def _cut_off(history: History, start: Record) -> int | None:
+    """When an attempt without an end was over at the earliest: at its worker's kill, or when its child was.
+
+    A child that was killed leaves no end; its worker waits for the child's end before it stores what came of it.
+    """
+    kill = history.killed.get(start.get("boss", start["pid"]))
+    if kill is None and "boss" in start:
+        stored = [row.finished_at for row in history.rows_of.get(start["job"], ()) if row.lease == start["lease"]]
+        return start["at"] + 1000 * (stored[0] - start["wall"]) if stored else None
+    return None if kill is None else int(kill["at"])
 
 
 def _stale_accepted(history: History) -> Iterator[str]:

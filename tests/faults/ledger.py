@@ -25,10 +25,12 @@ class Ledger:
         self._pid = 0
         self._descriptor = -1
 
-    def write(self, kind: str, **facts: Any) -> None:
-        """Append one record; it survives SIGKILL from here on."""
+    def write(self, kind: str, *, sync: bool = False, **facts: Any) -> None:
+        """Append one record; it survives SIGKILL from here on, with *sync* the machine's end too."""
         record = {"kind": kind, "pid": os.getpid(), "at": time.monotonic_ns(), "wall": time.time_ns() // 1000, **facts}
         os.write(self._own(), json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        if sync:
+            os.fsync(self._descriptor)
 
     def _own(self) -> int:
         pid = os.getpid()
