@@ -26,6 +26,7 @@ COMMANDS = {
     "chaos": [["python", "tests/faults/chaos.py"]],
     "siege": [["python", "tests/faults/siege.py"]],
     "faults": [["python", "tests/faults"]],
+    "signals": [["python", "tests/faults/signals.py"]],
     "powercut": [["python", "tests/faults/powercut.py"]],
     "hosts": [["python", "-m", "pytest", "-q", "tests/hosts", "--timeout", "0", "--rounds", "25"]],
     "bench": [["python", "-m", "benchmarks"]],

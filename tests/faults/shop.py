@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from faults.helpers import PATHS, PATIENCE, Process, eventually
 from faults.ledger import Ledger, Record, read_all
-from treadle import Job, Task, Treadle
+from treadle import Job, JobFilter, JobState, Task, Treadle
 
 FOLDER, STALL = "TREADLE_TEST_FOLDER", "TREADLE_TEST_STALL"
 """Where :mod:`faults.shop_app` lies, and the fail point at which its worker stands still until ``go``."""
+
+LIVE = (JobState.WAITING, JobState.SCHEDULED, JobState.READY, JobState.BLOCKED, JobState.RUNNING)
 
 
 class Shop:
@@ -67,14 +71,20 @@ class Shop:
         """Write down that a worker is about to be killed, or has ended: nothing of it runs beyond this moment."""
         self.ledger.write("kill", victim=worker.pid, role="worker")
 
-    def drain(self) -> None:
-        """Run what is left with a fresh worker."""
+    def begun(self) -> None:
+        """Wait until some handler has begun."""
+        eventually(lambda: any(one["kind"] == "start" for one in read_all(self.folder / "ledgers")), "a handler begins")
+
+    def drain(self) -> int:
+        """Let go who waits, and run what is left with a fresh worker; its exit code."""
         self.go()
-        fresh = self.worker("--burst")
-        try:
-            assert fresh.finish() == 0, self.log.read_text()
-        finally:
-            fresh.close()
+        live = JobFilter(states=LIVE)
+        with closing(self.worker()) as fresh:
+            # Before it is there it would die of the signal.
+            eventually(lambda: any(one.pid == fresh.pid for one in self.app.workers()), "the fresh worker is there")
+            eventually(lambda: self.app.count(live) == 0, "everything has ended")
+            fresh.send(signal.SIGTERM)
+            return fresh.finish()
 
     def judge(self) -> str:
         """What the history checker, in a process of its own, has to say; empty when every promise held."""

@@ -110,7 +110,7 @@ def test_scenario_001_c_a_stop_loses_nothing(shop: Shop) -> None:
     assert cooperative.result(0) == "asked to stop"
     found = stuck.record()
     assert (found.state, found.failures, found.crashes) == (JobState.READY, 0, 0)
-    shop.drain()
+    assert shop.drain() == 0, shop.log.read_text()
     assert stuck.result(0) == "went on"
 
 

@@ -88,6 +88,26 @@ def test_threads_that_end_are_not_complained_of(run_worker: Run) -> None:
     assert "threads still run" not in told
 
 
+def test_one_more_signal_does_not_make_a_good_end_bad(tmp_path: Path) -> None:
+    """A process that has drained and is about to end, held up by a thread, still ends with 0."""
+    (tmp_path / "shop.py").write_text(SHOP.replace("seconds=0.3", "seconds=60"))
+    with open_app(tmp_path / "jobs.db") as app, (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "treadle", "worker", "shop:app"], cwd=tmp_path, stderr=log,
+            env={**os.environ, "PYTHONPATH": SOURCE},
+        )  # fmt: skip
+        try:
+            job = app.remote("lingering").enqueue()
+            eventually(lambda: job.record().state is JobState.SUCCEEDED)
+            worker.send_signal(signal.SIGTERM)
+            eventually(lambda: b"stopped." in (tmp_path / "log").read_bytes())
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(PATIENCE) == 0
+        finally:
+            worker.kill()
+            worker.wait(PATIENCE)
+
+
 @contextmanager
 def armed(action: failpoints.Action, point: str) -> Iterator[None]:
     """A trap that springs each time, for the length of a block."""

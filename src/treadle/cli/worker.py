@@ -23,7 +23,7 @@ from treadle.cli.store import store_option, url_of
 from treadle.clock import SystemClock
 from treadle.errors import ConfigurationError, StoreError, StoreLost, TreadleError
 from treadle.host.fleet import tell_supervisor
-from treadle.host.process import stop_own_process
+from treadle.host.process import end_at_late_signals, stop_own_process
 from treadle.model.retention import Keep, Retention
 from treadle.settings import Settings
 from treadle.worker.capture import capture_logging, capture_output
@@ -81,10 +81,13 @@ def worker(ctx: click.Context, /, **given: Any) -> None:
     if given["status_fd"] is None and (processes > 1 or any(given[name] for name in RECYCLING)):
         app.close()
         command = partial(member_arguments, ctx, processes=processes)
-        _leave(Supervisor(command, processes, SystemClock(), burst=given["burst"]).run())
+        supervisor = Supervisor(command, processes, SystemClock(), burst=given["burst"])
+        end_at_late_signals(lambda: supervisor.code)
+        _leave(supervisor.run())
     working = app.worker(options)
     if given["status_fd"] is not None:
         working.on_draining = partial(tell_supervisor, given["status_fd"])
+    end_at_late_signals(lambda: 0 if working.failure is None else _code_of(working.failure))
     _leave(_run(working, app, burst=given["burst"]))
 
 
@@ -181,10 +184,14 @@ def _run(working: Worker, app: Treadle, *, burst: bool) -> int:
         if working.failure is None and not isinstance(error, StoreLost):
             raise
         click.echo(safe(f"Error: {error}", lines=True), err=True)
-        return STORE_LOST if isinstance(error, StoreError) else 1
+        return _code_of(error)
     finally:
         app.close()
     return 0
+
+
+def _code_of(error: TreadleError) -> int:
+    return STORE_LOST if isinstance(error, StoreError) else 1
 
 
 def _leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import getpass
 import logging
@@ -219,6 +220,24 @@ def stop_signals(callback: Callable[[int], None]) -> AbstractContextManager[None
     return _stop_signals(callback)
 
 
+def end_at_late_signals(code: Callable[[], int]) -> None:
+    """Let SIGTERM and SIGINT end this process with *code* once the last :func:`stop_signals` is over.
+
+    Whoever was told to stop has stopped by then. Under the old handlers, one more signal would make a process that
+    ended as it was asked to look as if it had been killed.
+    """
+    global _late_code  # noqa: PLW0603 - of the process, like its handlers
+    _late_code = code
+
+
+def _ignore_stop_signals() -> None:
+    for number in _StopSignals.NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+_late_code: Callable[[], int] | None = None
+
+
 class _StopSignals:
     """Our handlers for SIGTERM and SIGINT while they are installed; forked children get the old ones back.
 
@@ -227,7 +246,7 @@ class _StopSignals:
     fork, and let in once the child has its old handlers again.
     """
 
-    _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, callback: Callable[[int], None]) -> None:
         self._callback = callback
@@ -235,11 +254,20 @@ class _StopSignals:
 
     def install(self) -> None:
         """Put our handlers in place."""
-        self._old = {number: signal.signal(number, self._handle) for number in self._NUMBERS}
+        self._old = {number: signal.signal(number, self._handle) for number in self.NUMBERS}
         if hasattr(signal, "pthread_sigmask"):
             on_fork(
                 self, before=self._hold_back, after_in_parent=self._let_in, after_in_child=self._give_up_in_child
             )
+
+    def leave(self) -> None:
+        """Put the old handlers back, or leave ours for the rest of the process where that was asked for."""
+        code = _late_code
+        if code is None:
+            self.restore()
+            return
+        self._callback = lambda _: exit_now(code())
+        atexit.register(_ignore_stop_signals)  # Python takes its own handlers away at the very end
 
     def restore(self) -> None:
         """Put the old handlers back."""
@@ -252,10 +280,10 @@ class _StopSignals:
         self._callback(number)
 
     def _hold_back(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._NUMBERS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.NUMBERS)
 
     def _let_in(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._NUMBERS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.NUMBERS)
 
     def _give_up_in_child(self) -> None:
         self.restore()
@@ -273,7 +301,7 @@ def _stop_signals(callback: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signals.restore()
+        signals.leave()
 
 
 def stop_own_process() -> None:

@@ -93,6 +93,11 @@ class Supervisor:
                 self._take(self._happenings.get())
         return self._code
 
+    @property
+    def code(self) -> int:
+        """The exit code so far."""
+        return self._code
+
     def _take(self, happening: Happening) -> None:
         match happening:
             case Signalled():
