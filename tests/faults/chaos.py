@@ -2,6 +2,7 @@
 
     python tests/faults/chaos.py --kills 2000 --seed 7 --seconds 900 --nemesis kill,stop,lock,checkpoint
     python tests/faults/chaos.py --scenario durable-enqueue --rounds 1000
+    python tests/faults/chaos.py --scenario mixture --seconds 600
 
 The seed decides who is hit and when as far as the operating system lets it; it is printed first. Exit code 1 means
 anomalies; the run's folder is kept then.
@@ -19,7 +20,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -29,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+from faults import mixture  # noqa: E402
 from faults.chaos_app import ROLES, Setup, connect  # noqa: E402
 from faults.checker import CRASHED, HELD, Anomaly, History, check, read_database  # noqa: E402
 from faults.ledger import Ledger, read_all  # noqa: E402
@@ -244,7 +246,7 @@ def run(folder: Path, seed: int, play: Callable[[Conductor], None], *, jumps: bo
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--scenario", choices=("storm", "durable-enqueue"), default="storm")
+    parser.add_argument("--scenario", choices=("storm", "durable-enqueue", "mixture"), default="storm")
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=1800)
@@ -265,7 +267,10 @@ def main() -> int:
 
     folder = Path(tempfile.mkdtemp(prefix="treadle-chaos-"))
     began = time.monotonic()
-    found = run(folder, seed, play, jumps="clock" in nemeses)
+    if given.scenario == "mixture":
+        found: Sequence[object] = mixture.run(folder, seed, given.seconds)
+    else:
+        found = run(folder, seed, play, jumps="clock" in nemeses)
     print(f"{time.monotonic() - began:.1f} s")
     if found:
         print(f"the run is kept in {folder}")

@@ -7,54 +7,42 @@ Ledger records: producers write ``intent`` (token, count) before they store anyt
 ``fail`` (token) or ``rollback`` (token); handlers write ``start`` and ``end`` (job, lease, attempt, and
 ``boss``, the worker's pid, when they run in a process of their own), ``follow``
 (lease, token), ``checkpoint`` (job, value) after it was accepted, and ``resumed`` (job, value); the conductor writes
-``kill`` (victim, the pid) just before each SIGKILL.
+``kill`` (victim, the pid) just before each SIGKILL. What operators write stands in :mod:`faults.verbs`.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from faults import verbs
+from faults.history import (
+    CALLED_OFF,
+    CRASHED,
+    HELD,
+    LIVE,
+    MAY_VANISH,
+    OK,
+    OUTCOME_HELD,
+    RELEASED,
+    RUNNING,
+    SUCCEEDED,
+    AttemptRow,
+    History,
+    JobRow,
+    read_database,
+)
 from faults.ledger import Record, read_all
 
-RUNNING, HELD, SUCCEEDED = 5, 6, 7
-ENDED = (7, 8, 9)
-LIVE = (1, 2, 3, 4)
-OK, RELEASED, OUTCOME_HELD, CRASHED = 1, 4, 5, 8
-MAY_VANISH = ("noise",)
-"""Tasks whose jobs nobody counts: cancelled jobs of theirs are pruned, history and all, as soon as they have ended."""
+__all__ = ["CRASHED", "HELD", "OK", "SUCCEEDED", "Anomaly", "AttemptRow", "History", "JobRow", "check", "read_database"]
 
 
-class JobRow(NamedTuple):
-    """One row of treadle_jobs, with the token and place its arguments carry."""
-
-    id: int
-    state: int
-    attempt: int
-    crashes: int
-    reason: str | None
-    token: str | None
-    place: int | None
-
-
-class AttemptRow(NamedTuple):
-    """One row of treadle_attempts; *seq* is commit order."""
-
-    seq: int
-    job_id: int
-    lease: int
-    attempt: int
-    worker: str
-    outcome: int
-    finished_at: int
+MAYBE_UNSTARTED = (CRASHED, OUTCOME_HELD, RELEASED, CALLED_OFF)
+"""Outcomes of attempts that may have ended just before the first line of their handler."""
 
 
 class Anomaly(NamedTuple):
@@ -62,91 +50,6 @@ class Anomaly(NamedTuple):
 
     check: str
     text: str
-
-
-@dataclass(frozen=True)
-class History:
-    """Everything that is known about a run.
-
-    *drained* says that workers ran until nothing was left, so every live job is one that was forgotten.
-    *clocks_jump* says that wall-clock times of the database cannot be compared with the conductor's.
-    """
-
-    ledger: Sequence[Record]
-    jobs: Sequence[JobRow]
-    attempts: Sequence[AttemptRow]
-    drained: bool = True
-    clocks_jump: bool = False
-    _kinds: dict[str, list[Record]] = field(default_factory=dict, init=False, compare=False)
-
-    def of(self, kind: str) -> list[Record]:
-        """Ledger records of one kind, in order of time."""
-        if not self._kinds:
-            for record in self.ledger:
-                self._kinds.setdefault(record["kind"], []).append(record)
-        return self._kinds.get(kind, [])
-
-    @cached_property
-    def by_id(self) -> dict[int, JobRow]:
-        """Job rows by id."""
-        return {job.id: job for job in self.jobs}
-
-    @cached_property
-    def by_token(self) -> dict[str, list[JobRow]]:
-        """Job rows by the token of the enqueue that made them."""
-        found: dict[str, list[JobRow]] = defaultdict(list)
-        for job in self.jobs:
-            if job.token is not None:
-                found[job.token].append(job)
-        return found
-
-    @cached_property
-    def rows_of(self) -> dict[int, list[AttemptRow]]:
-        """Attempt rows by job, in commit order."""
-        found: dict[int, list[AttemptRow]] = defaultdict(list)
-        for row in sorted(self.attempts):
-            found[row.job_id].append(row)
-        return found
-
-    @cached_property
-    def starts_of(self) -> dict[int, list[Record]]:
-        """Start records by job, in order of time."""
-        found: dict[int, list[Record]] = defaultdict(list)
-        for record in self.of("start"):
-            found[record["job"]].append(record)
-        return found
-
-    @cached_property
-    def killed(self) -> dict[int, Record]:
-        """Kill records by the victim's pid."""
-        return {record["victim"]: record for record in self.of("kill")}
-
-
-def read_database(path: Path) -> tuple[list[JobRow], list[AttemptRow]]:
-    """The final rows, read by plain sqlite3; call it in a process that has no Treadle store open."""
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=30)
-    try:
-        (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
-        if verdict != "ok":
-            raise AssertionError(f"the database is corrupt: {verdict}")
-        jobs = connection.execute(
-            "SELECT id, state, attempt, crashes, reason, data "
-            "FROM treadle_jobs LEFT JOIN treadle_payloads ON job_id = id"
-        ).fetchall()
-        attempts = connection.execute(
-            "SELECT seq, job_id, lease, attempt, worker, outcome, finished_at FROM treadle_attempts ORDER BY seq"
-        ).fetchall()
-    finally:
-        connection.close()
-    return [JobRow(*row[:5], *_named(row[5])) for row in jobs], [AttemptRow(*row) for row in attempts]
-
-
-def _named(data: bytes | None) -> tuple[str | None, int | None]:
-    try:
-        found = json.loads(data or b"")
-        return found["token"], found["place"]
-    except (ValueError, KeyError, TypeError):
-        return None, None
 
 
 def check(history: History) -> list[Anomaly]:
@@ -162,6 +65,8 @@ def _accepted_lost(history: History) -> Iterator[str]:
     for record in history.of("ack"):
         for number in record["ids"]:
             job = history.by_id.get(number)
+            if job is None and record["token"] in history.may_vanish:
+                continue
             if job is None:
                 yield f"job {number} (token {record['token']}) was acknowledged and is not there"
             elif job.token != record["token"]:
@@ -184,7 +89,7 @@ def _half_a_batch(history: History) -> Iterator[str]:
         token, count = record["token"], record["count"]
         found = len(history.by_token.get(token, ()))
         end = told.get(token)
-        allowed = {0, count} if end is None else {count} if end["kind"] == "ack" else {0}
+        allowed = {0, count} if end is None or token in history.may_vanish else {count} if end["kind"] == "ack" else {0}
         if found not in allowed:
             yield f"token {token} ({'cut off' if end is None else end['kind']}): {found} of {count} jobs are there"
 
@@ -215,6 +120,9 @@ def _overlap(history: History) -> Iterator[str]:
     for job, starts in history.starts_of.items():
         for first, second in pairwise(starts):
             until = ended.get(first["lease"], _cut_off(history, first))
+            evicted = history.evicted.get(first.get("boss", first["pid"]))
+            if evicted is not None:  # a person has said that it may run twice from now on
+                until = min(evicted["at"], until or evicted["at"])
             if until is None or second["at"] < until:
                 yield f"job {job}: lease {second['lease']} started while lease {first['lease']} ran"
 
@@ -225,10 +133,11 @@ def _cut_off(history: History, start: Record) -> int | None:
     A child that was killed leaves no end; its worker waits for the child's end before it stores what came of it.
     """
     kill = history.killed.get(start.get("boss", start["pid"]))
-    if kill is None and "boss" in start:
+    ends = [] if kill is None else [int(kill["at"])]
+    if "boss" in start:
         stored = [row.finished_at for row in history.rows_of.get(start["job"], ()) if row.lease == start["lease"]]
-        return start["at"] + 1000 * (stored[0] - start["wall"]) if stored else None
-    return None if kill is None else int(kill["at"])
+        ends += [start["at"] + 1000 * (finished_at - start["wall"]) for finished_at in stored]
+    return min(ends, default=None)
 
 
 def _stale_accepted(history: History) -> Iterator[str]:
@@ -264,10 +173,12 @@ def _rescued_alive(history: History) -> Iterator[str]:
     """Only a dead worker's jobs are rescued; workers of a run are called w<pid>."""
     if history.clocks_jump:
         return
+    by_itself = {record["lease"] for record in history.of("die")}
     for row in history.attempts:
-        if row.outcome != CRASHED or not row.worker.startswith("w"):
+        if row.outcome != CRASHED or not row.worker.startswith("w") or row.lease in by_itself:
             continue
-        kill = history.killed.get(int(row.worker[1:]))
+        pid = int(row.worker[1:])
+        kill = history.evicted.get(pid) or history.killed.get(pid)
         if kill is None or row.finished_at < kill["wall"]:
             yield f"job {row.job_id}: lease {row.lease} was rescued while worker {row.worker} lived"
 
@@ -278,7 +189,7 @@ def _history_disagrees(history: History) -> Iterator[str]:
     ends = {record["lease"] for record in history.of("end")}
     for row in history.attempts:
         start = starts.get(row.lease)
-        if start is None and row.outcome not in (CRASHED, OUTCOME_HELD):
+        if start is None and row.outcome not in MAYBE_UNSTARTED:
             yield f"lease {row.lease} of job {row.job_id} has outcome {row.outcome} but never started"
         if start is not None and (start["job"], start["attempt"]) != (row.job_id, row.attempt):
             seen = f"{start['job']}/{start['attempt']}"
@@ -294,11 +205,13 @@ def _history_disagrees(history: History) -> Iterator[str]:
 
 
 def _left_no_row(history: History) -> Iterator[str]:
-    """Once drained, every attempt that a handler began has a row, but for those that may be pruned with their job."""
+    """Once drained, every attempt that a handler began has a row, unless it is pruned or began without its lease."""
     stored = {row.lease for row in history.attempts}
     for record in history.of("start") if history.drained else ():
         pruned = record.get("task") in MAY_VANISH and record["job"] not in history.by_id
-        if record["lease"] not in stored and not pruned:
+        evicted = history.evicted.get(record.get("boss", record["pid"]))
+        unheard = evicted is not None and evicted["at"] < record["at"]  # it did not know yet that the lease was gone
+        if record["lease"] not in stored and not pruned and not unheard:
             yield f"lease {record['lease']} of job {record['job']} started and left no row"
 
 
@@ -325,6 +238,7 @@ def _checkpoint_lost(history: History) -> Iterator[str]:
 CHECKS = (
     _accepted_lost, _forgotten, _half_a_batch, _unexpected, _lease_started_twice, _overlap, _stale_accepted,
     _finished_twice, _rescued_alive, _history_disagrees, _left_no_row, _follow_up, _checkpoint_lost,
+    *verbs.CHECKS,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import closing
 from pathlib import Path
@@ -45,8 +46,11 @@ class Shop:
     def enqueue(self, task: str, **options: Any) -> Job[Any]:
         """Store one job, as a producer that writes down what it does; *options* go to ``using``."""
         given = {name: options.pop(name) for name in ("kind", "millis") if name in options}
+        facts = {name: options.pop(name) for name in ("may_vanish",) if name in options}
+        if "expires" in options:
+            facts["expires"] = time.time_ns() // 1000 + round(options["expires"] * 1_000_000)
         token = uuid.uuid4().hex
-        self.ledger.write("intent", token=token, count=1)
+        self.ledger.write("intent", token=token, count=1, **facts)
         job: Job[Any] = self._task(task).using(**options).enqueue(token=token, place=0, **given)
         self.ledger.write("ack", token=token, ids=[job.id])
         return job

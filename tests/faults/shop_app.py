@@ -47,7 +47,8 @@ def attempt(job: JobContext) -> Iterator[None]:
 
     An attempt in a process of its own also says which worker that process belongs to.
     """
-    facts: dict[str, Any] = {"job": job.id, "lease": job.lease, "attempt": job.attempt, "task": job.task}
+    facts: dict[str, Any] = {"job": job.id, "lease": job.lease, "attempt": job.attempt, "task": job.task,
+                             "queue": job.queue}  # fmt: skip
     if CHILD in os.environ:
         facts["boss"] = os.getppid()
     ledger.write("start", sync=True, **facts)
@@ -121,6 +122,13 @@ async def mail(job: JobContext, token: str, place: int) -> str:
         return token
 
 
+@app.task(name="waste", retry=0)
+async def waste(job: JobContext, token: str, place: int) -> None:
+    """Done at once; may be deleted at any time."""
+    with attempt(job):
+        """Nobody counts it."""
+
+
 def _fragile(job: JobContext) -> str:
     with attempt(job):
         if not (folder / "mended").exists():
@@ -155,6 +163,7 @@ def _work(job: JobContext, kind: str, millis: int) -> str:
 
 def _act(job: JobContext, kind: str) -> str:
     if kind == "die" and job.crashes < 2 and CHILD in os.environ:
+        ledger.write("die", lease=job.lease)
         os._exit(9)
     if kind == "always" or (kind == "fail" and job.failures == 0):
         raise ValueError(f"failure {job.failures}")

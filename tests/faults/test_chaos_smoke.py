@@ -48,6 +48,14 @@ def test_promise_2_at_most_one_accepted_outcome_per_attempt() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_everything_at_once() -> None:
+    """Children, bulk verbs, pauses, expiry, retries, evictions, recycling and kills together: every promise holds."""
+    told = chaos("--scenario", "mixture", "--seconds", "9")
+    for deed in ("kill", "evict", "drain", "cancel", "retry", "bulk", "shuffle", "pause", "expire", "waste"):
+        assert re.search(rf"\b{deed} \d", told), told
+
+
+@pytest.mark.timeout(300)
 def test_scenario_004_c_durable_enqueue() -> None:
     """A producer killed right after enqueue returned: every acknowledged job is there (full size: 1000 rounds)."""
     assert "kills 30 " in chaos("--scenario", "durable-enqueue", "--rounds", "30")
