@@ -250,9 +250,11 @@ class Treadle(Extending):
             self.inline.run(ids)
         return ids[0]
 
-    async def store_soon(self, job: NewJob) -> int:
-        """Store one job from async code and return its id."""
+    async def store_soon(self, job: NewJob, connection: object | None = None) -> int:
+        """Store one job from async code and return its id; in the caller's transaction when *connection* is given."""
         store = self._opened() if self._store is not None else await self.aopen()
+        if connection is not None:
+            return (await store.ainsert_in(connection, (job,)))[0]
         ids = await producing.ainsert(store, (job,), self._tell)
         if self.inline is not None:
             await self.inline.arun(ids)

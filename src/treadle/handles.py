@@ -22,7 +22,7 @@ class Host(Protocol):
     def store_now(self, job: NewJob, connection: object | None) -> int:
         """Store one job and return its id after the commit."""
 
-    async def store_soon(self, job: NewJob) -> int:
+    async def store_soon(self, job: NewJob, connection: object | None = None) -> int:
         """Store one job from async code and return its id after the commit."""
 
     def get(self, job_id: int) -> JobRecord:

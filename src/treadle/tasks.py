@@ -61,9 +61,7 @@ class Bound(Generic[P, R]):
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """The same from async code; many at once share one commit."""
-        if self._connection is not None:
-            return self.enqueue(*args, **kwargs)
-        number = await self._host.store_soon(self.job(*args, **kwargs))
+        number = await self._host.store_soon(self.job(*args, **kwargs), self._connection)
         return Job(number, self._definition.name, self._host, self._definition)
 
     def enqueue_encoded(self, data: bytes) -> Job[R]:
@@ -173,7 +171,9 @@ class Task(Bound[P, R]):
             retry: another retry policy, or a number of retries; the task's exception rules stay.
             meta: small JSON object stored with the job.
             tags: words to find jobs by.
-            connection: an open ``sqlite3.Connection`` with a transaction begun: the job is stored in it.
+            connection: your own connection with a transaction begun: the job is stored in it. One of ``sqlite3``,
+                ``psycopg``, ``aiosqlite``, SQLAlchemy (connections and sessions) or Django; async ones with
+                :meth:`Bound.aenqueue`.
 
         Example:
             >>> send.using(delay=60, priority=10).enqueue("ada@example.org")  # doctest: +SKIP

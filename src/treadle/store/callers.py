@@ -8,8 +8,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from treadle.clock import Clock
 from treadle.errors import (
@@ -23,6 +24,8 @@ from treadle.errors import (
 )
 from treadle.host.failpoints import reach
 from treadle.store.dialect import SQLITE
+from treadle.store.given import SQLITE as SQLITE_GIVEN
+from treadle.store.given import Given, is_a, refused
 from treadle.store.ops import sequences
 from treadle.store.session import Session
 from treadle.store.sqlite import OwnConnection, is_busy, translate
@@ -32,7 +35,7 @@ OWN_THREADS: Final = ("treadle-lane", "treadle-read", "treadle-upkeep")
 """Threads of Treadle's that never run anybody else's code."""
 
 
-def run_in(connection: object, operation: Callable[[Session], T], *, path: Path, clock: Clock) -> T:
+def run_in(given: Given, operation: Callable[[Session], T], *, path: Path, clock: Clock) -> T:
     """Run *operation* on the caller's connection, inside the transaction they opened.
 
     Nothing but the operation's statements is run: no PRAGMA, no COMMIT, no ROLLBACK. Durability, isolation
@@ -40,7 +43,7 @@ def run_in(connection: object, operation: Callable[[Session], T], *, path: Path,
     a transaction that has done nothing yet waits for its turn instead of being too old.
 
     Args:
-        connection: an open ``sqlite3.Connection`` on the same file.
+        given: an open ``sqlite3.Connection`` on the same file.
         operation: what to store.
         path: the store's own file, for the check and for messages.
         clock: where the session gets its time.
@@ -52,11 +55,10 @@ def run_in(connection: object, operation: Callable[[Session], T], *, path: Path,
         StoreBusy: another connection writes, for longer than this one's timeout.
         TransactionTooOld: its snapshot is too old to write; begin with BEGIN IMMEDIATE.
     """
+    connection = given.connection
     if not isinstance(connection, sqlite3.Connection):
-        raise ConfigurationError(
-            f"connection= takes an open sqlite3.Connection on {path}, not {type(connection).__name__}."
-        )
-    session = _session(connection, path, clock)
+        raise refused(connection, str(path), SQLITE_GIVEN)
+    session = _session(given, path, clock)
     try:
         # Even the question for its file would make a reader of the transaction, so the lock comes first.
         reach("before_own", operation)
@@ -69,6 +71,25 @@ def run_in(connection: object, operation: Callable[[Session], T], *, path: Path,
     except sqlite3.Error as error:
         _check_same_file(connection, path)
         raise _told(error, path) from error
+
+
+async def arun_in(given: Given, operation: Callable[[Session], T], *, path: Path, clock: Clock) -> T:
+    """The same for connections of async libraries, on the thread that owns them.
+
+    Raises:
+        ConfigurationError: also for an aiosqlite whose insides are unknown.
+    """
+    owner: Any = given.connection
+    if isinstance(owner, sqlite3.Connection):
+        return run_in(given, operation, path=path, clock=clock)
+    if not is_a(owner, "aiosqlite", "Connection"):
+        raise refused(owner, str(path), SQLITE_GIVEN, awaited=True)
+    if not hasattr(owner, "_execute") or not hasattr(owner, "_conn"):
+        raise ConfigurationError("This aiosqlite is too new for this Treadle; its connections cannot be used.")
+    # It has no public way to run a function on its thread. SQLAlchemy goes the same way.
+    own = given._replace(connection=owner._conn)
+    found: T = await owner._execute(partial(run_in, own, operation, path=path, clock=clock))
+    return found
 
 
 def check_own_transaction(path: Path) -> None:
@@ -136,9 +157,11 @@ def _is_open_on(connection: sqlite3.Connection, path: Path) -> bool:
         return False
 
 
-def _session(connection: sqlite3.Connection, path: Path, clock: Clock) -> Session:
+def _session(given: Given, path: Path, clock: Clock) -> Session:
+    connection: sqlite3.Connection = given.connection
     try:
-        if connection.in_transaction:
+        # Python's own way of beginning, before the first write, is as good: whoever wraps it will end it.
+        if connection.in_transaction or (given.begun and connection.isolation_level is not None):
             return Session(connection, SQLITE, clock)
     except sqlite3.ProgrammingError as error:
         raise ConfigurationError(

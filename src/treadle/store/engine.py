@@ -149,6 +149,10 @@ class Engine(ABC):
         """Run a write on the caller's connection, inside the transaction they opened."""
 
     @abstractmethod
+    async def arun_in(self, connection: object, operation: Callable[[Session], T]) -> T:
+        """The same from async code, on connections of async libraries too."""
+
+    @abstractmethod
     def ring(self, token: bytes = b"r") -> None:
         """Wake every worker."""
 

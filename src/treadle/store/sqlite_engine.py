@@ -17,6 +17,7 @@ from treadle.host.process import own_identity
 from treadle.store import callers, health, room, suspicion
 from treadle.store.connections import Connections
 from treadle.store.engine import Bell, Engine
+from treadle.store.given import areduced, reduced
 from treadle.store.lane import Lane
 from treadle.store.opening import file_of, open_file, private_folder
 from treadle.store.options import StoreOptions
@@ -93,7 +94,13 @@ class SqliteEngine(Engine):
 
     def run_in(self, connection: object, operation: Callable[[Session], T]) -> T:
         """Run a write in the caller's transaction. Nobody tells us of its commit: workers look often for a while."""
-        result = callers.run_in(connection, operation, path=self.path, clock=self.clock)
+        result = callers.run_in(reduced(connection), operation, path=self.path, clock=self.clock)
+        self.connections.ring(b"t")
+        return result
+
+    async def arun_in(self, connection: object, operation: Callable[[Session], T]) -> T:
+        """The same from async code, on the connection's own thread."""
+        result = await callers.arun_in(await areduced(connection), operation, path=self.path, clock=self.clock)
         self.connections.ring(b"t")
         return result
 

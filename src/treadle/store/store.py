@@ -138,12 +138,19 @@ class Store:
     def insert_in(self, connection: object, jobs: Sequence[NewJob]) -> Sequence[int]:
         """Store *jobs* on the caller's connection, inside the transaction they opened."""
         self.check_room(jobs)
+        return self.engine.run_in(connection, self._inserting(jobs))
 
+    async def ainsert_in(self, connection: object, jobs: Sequence[NewJob]) -> Sequence[int]:
+        """The same from async code, on connections of async libraries too."""
+        self.check_room(jobs)
+        return await self.engine.arun_in(connection, self._inserting(jobs))
+
+    def _inserting(self, jobs: Sequence[NewJob]) -> Callable[[Session], Sequence[int]]:
         def insert(session: Session) -> Sequence[int]:
             ids = self._ids.take_in(session, len(jobs))
             return Insert(jobs, ids)(session)
 
-        return self.engine.run_in(connection, insert)
+        return insert
 
     # Reading -----------------------------------------------------------------------------------
 

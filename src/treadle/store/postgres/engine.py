@@ -17,14 +17,16 @@ from treadle.errors import StoreBusy, StoreError
 from treadle.host.files import run_folder
 from treadle.store.dialect import PostgresDialect
 from treadle.store.engine import Bell, Engine, Watch
+from treadle.store.given import areduced, reduced
 from treadle.store.ops import meta
 from treadle.store.ops.sequences import burn
 from treadle.store.options import StoreOptions
+from treadle.store.postgres.callers import Callers
 from treadle.store.postgres.clock import ServerClock
 from treadle.store.postgres.connections import Connection, Connections, check_url, without_password
 from treadle.store.postgres.errors import translate, unreachable
 from treadle.store.postgres.lanes import Lanes
-from treadle.store.postgres.listener import Listener
+from treadle.store.postgres.listener import NOTIFY, Listener
 from treadle.store.postgres.opening import bring_up_to_date
 from treadle.store.postgres.reading import Reads
 from treadle.store.postgres.seats import ServerJudge, ServerSeat
@@ -35,7 +37,6 @@ from treadle.store.session import Session
 
 T = TypeVar("T")
 READ_DEADLINE: Final = 10.0
-NOTIFY: Final = "SELECT pg_notify(%s, %s)"
 log = logging.getLogger("treadle.store")
 
 
@@ -87,6 +88,7 @@ class PostgresEngine(Engine):
             self.close(0)
             raise translate(error, self.place) from error
         self._store_id = self.read(meta.store_id)
+        self._callers = Callers(self._dialect, self._server_clock, self.place, self._store_id, self._channel)
         self.side = run_folder(self._store_id)
 
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
@@ -120,7 +122,11 @@ class PostgresEngine(Engine):
 
     def run_in(self, connection: object, operation: Callable[[Session], T]) -> T:
         """Run a write in the caller's transaction; the notification travels with its commit."""
-        raise NotImplementedError
+        return self._callers.run_in(reduced(connection), operation)
+
+    async def arun_in(self, connection: object, operation: Callable[[Session], T]) -> T:
+        """The same from async code."""
+        return await self._callers.arun_in(await areduced(connection), operation)
 
     def ring(self, token: bytes = b"r") -> None:
         """Wake every worker, here and elsewhere."""

@@ -24,6 +24,7 @@ LOOK_EVERY: Final = 1.0
 """Seconds after which the listener looks whether it is still wanted."""
 SETTLED: Final = "s"
 LOCK: Final = "SELECT pg_try_advisory_lock(%s::bigint)"
+NOTIFY: Final = "SELECT pg_notify(%s, %s)"
 UNLOCK: Final = "SELECT pg_advisory_unlock(%s::bigint)"
 log = logging.getLogger("treadle.store")
 
@@ -66,6 +67,11 @@ class Listener:
     def payload(self, tokens: bytes, *, settled: bool) -> str:
         """What to notify others with; our own listener does not hear it again."""
         return f"{self._own}:{tokens.decode()}{SETTLED if settled else ''}"
+
+    @staticmethod
+    def payload_for_all(tokens: bytes, *, settled: bool) -> str:
+        """The same for a commit that this process does not hear of otherwise: our own listener hears it too."""
+        return f":{tokens.decode()}{SETTLED if settled else ''}"
 
     def ring(self, tokens: bytes, *, settled: bool) -> None:
         """Ring the bells of this process."""

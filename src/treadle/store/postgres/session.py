@@ -49,14 +49,16 @@ class PostgresSession(Session):
 
     __slots__ = ("wrote",)
 
-    def __init__(self, connection: psycopg.Connection[Any], dialect: PostgresDialect, clock: Clock) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], dialect: PostgresDialect, clock: Clock, cursor: Any = None
+    ) -> None:
         self.connection = connection
         self.dialect = dialect
         self.clock = clock
         self.rings = b""
         self.settles = False
         self.wrote = False
-        self._cursor = connection.cursor()
+        self._cursor = connection.cursor() if cursor is None else cursor
 
     def rows(self, sql: Sql | str, parameters: Parameters = ()) -> list[Row]:
         """Run *sql* and return every row."""
