@@ -24,16 +24,21 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 def run(*words: str | Path | int, folder: Path, store: str = "jobs.db") -> tuple[int, str]:
     """Run a command in this process on the database *store* of *folder*: exit code, and all that was printed."""
-    done = CliRunner().invoke(main, [*map(str, words), "--store", str(folder / store)])
+    done = CliRunner().invoke(main, [*map(str, words), "--store", where(folder, store)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 
 
 def as_json(*words: str | Path | int, folder: Path, store: str = "jobs.db") -> Any:
     """What a command prints with --json on its standard output."""
-    done = CliRunner().invoke(main, [*map(str, words), "--json", "--store", str(folder / store)])
+    done = CliRunner().invoke(main, [*map(str, words), "--json", "--store", where(folder, store)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return json.loads(done.stdout)
+
+
+def where(folder: Path, store: str) -> str:
+    """The store as a command takes it: a URL, or a file of *folder*."""
+    return store if "://" in store else str(folder / store)
 
 
 def harmless(text: str) -> bool:

@@ -7,18 +7,24 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 
+import postgres
 from faces.commands import as_json, run
 from treadle import HeldClock, Retry, Treadle, current_job
 
 PAGE = (Path(__file__).parents[2] / "docs" / "other-languages.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```sql\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ELSEWHERE = re.findall(r"^\| `([^`]*)` \| `([^`]*)` \|$", PAGE.partition("## On PostgreSQL")[2], re.MULTILINE)
+"""What the page says is written otherwise on PostgreSQL."""
 OLD = 700
 """More than the documented DELETE takes at once."""
 
@@ -33,6 +39,11 @@ def documented(beginning: str) -> str:
 
 def asked(folder: Path, sql: str, store: str = "jobs.db") -> list[dict[str, Any]]:
     """What a plain connection gets for a query."""
+    if "://" in store:
+        for here, there in ELSEWHERE:
+            sql = sql.replace(here, there)
+        with psycopg.connect(store, options="-c search_path=treadle", row_factory=dict_row) as server:
+            return server.execute(sql.encode()).fetchall()
     with closing(sqlite3.connect(folder / store, isolation_level=None)) as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -42,9 +53,27 @@ def asked(folder: Path, sql: str, store: str = "jobs.db") -> list[dict[str, Any]
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Path]:
     """A folder whose jobs.db has old and new jobs in every state an operator meets, one of which is stuck."""
+    with filled(f"sqlite:///{tmp_path}/jobs.db"):
+        yield tmp_path
+
+
+@pytest.fixture(params=["jobs.db", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The same jobs in the file jobs.db, and on PostgreSQL."""
+    if request.param == "jobs.db":
+        with filled(f"sqlite:///{tmp_path}/jobs.db"):
+            yield request.param
+        return
+    with postgres.database() as url, filled(url):
+        yield url
+
+
+@contextmanager
+def filled(url: str) -> Iterator[None]:
+    """A store with jobs, while one of them runs."""
     now = datetime.now(UTC)
     clock = HeldClock(now - timedelta(days=8))
-    with Treadle(f"sqlite:///{tmp_path}/jobs.db", clock=clock) as app:
+    with Treadle(url, clock=clock) as app:
         stuck, end = threading.Event(), threading.Event()
 
         @app.task(name="mail.send", queue="mail", retry=Retry(2, backoff=(60,)))
@@ -79,7 +108,7 @@ def shop(tmp_path: Path) -> Iterator[Path]:
                 send.enqueue("later")
                 send.using(delay=3600, priority=5).enqueue("much later")
                 app.cancel(send.using(delay=60).enqueue("x"), "not wanted")
-                yield tmp_path
+                yield
                 end.set()
         finally:
             end.set()
@@ -89,44 +118,60 @@ def _move_to(clock: HeldClock, moment: datetime) -> None:
     clock.advance(seconds=moment.timestamp() - clock.now() / 1_000_000)
 
 
-def test_scenario_000_c_cli_and_sql_views_give_equal_answers(shop: Path) -> None:
+def test_scenario_000_c_cli_and_sql_views_give_equal_answers(store: str, tmp_path: Path) -> None:
     """Counts and average attempts by state, what is stuck, each job, its attempts, its logs, the pauses."""
-    rows = asked(shop, documented("SELECT queue, state, jobs, average_attempts FROM treadle_queue_view"))
+    said, ask = partial(as_json, folder=tmp_path, store=store), partial(asked, tmp_path, store=store)
+    rows = ask(documented("SELECT queue, state, jobs, average_attempts FROM treadle_queue_view"))
     assert len(rows) >= 6
     key = ("queue", "state")
-    assert ordered(as_json("stats", folder=shop)["states"], key) == ordered(rows, key)
+    assert ordered(said("stats")["states"], key) == ordered(rows, key)
 
-    rows = asked(shop, documented("SELECT id, task, worker, seconds FROM treadle_stuck_view"))
-    found = as_json("jobs", "list", "--state", "running", "--started-before", "5m", folder=shop)["jobs"]
+    rows = ask(documented("SELECT id, task, worker, seconds FROM treadle_stuck_view"))
+    found = said("jobs", "list", "--state", "running", "--started-before", "5m")["jobs"]
     assert [(job["id"], job["task"], job["worker"]) for job in found] == [
         (row["id"], row["task"], row["worker"]) for row in rows
     ]
     assert [row["worker"] for row in rows] == ["anna"]
 
-    for row in asked(shop, "SELECT * FROM treadle_job_view WHERE id > (SELECT max(id) - 8 FROM treadle_jobs)"):
-        assert exact(comparable(as_json("jobs", "show", row["id"], folder=shop))) == comparable(row)
-        assert attempts_of(shop, row["id"]) == asked(
-            shop, f"SELECT seq, attempt, worker, lease, outcome, error_type, message FROM treadle_attempt_view"
-            f" WHERE job_id = {row['id']} ORDER BY seq",
-        )  # fmt: skip
+    for row in ask("SELECT * FROM treadle_job_view WHERE id > (SELECT max(id) - 8 FROM treadle_jobs)"):
+        job = said("jobs", "show", row["id"])
+        assert exact(comparable(job)) == comparable(row)
+        assert attempts_of(job) == ask(
+            f"SELECT seq, attempt, worker, lease, outcome, error_type, message FROM treadle_attempt_view"
+            f" WHERE job_id = {row['id']} ORDER BY seq"
+        )
 
-    lines = as_json("logs", "-n", "5", folder=shop)["lines"]
+    lines = said("logs", "-n", "5")["lines"]
     columns = "seq, job_id, lease, level, source, text"
-    newest = asked(shop, f"SELECT {columns} FROM treadle_log_view ORDER BY seq DESC LIMIT 5")
+    newest = ask(f"SELECT {columns} FROM treadle_log_view ORDER BY seq DESC LIMIT 5")
     assert [{name: line[name] for name in newest[0]} for line in lines] == newest[::-1]
-    pauses = asked(shop, "SELECT kind, name, paused_by, reason FROM treadle_pause_view")
-    assert [{name: pause[name] for name in pauses[0]} for pause in as_json("stats", folder=shop)["pauses"]] == pauses
+    pauses = ask("SELECT kind, name, paused_by, reason FROM treadle_pause_view")
+    assert [{name: pause[name] for name in pauses[0]} for pause in said("stats")["pauses"]] == pauses
 
 
-def test_scenario_000_c_cli_and_sql_find_the_same_failed_and_held_jobs(shop: Path) -> None:
+def test_scenario_000_c_cli_and_sql_find_the_same_failed_and_held_jobs(store: str, tmp_path: Path) -> None:
     """What failed since midnight and what waits for a person are the same jobs either way."""
-    rows = asked(shop, documented("SELECT id, task, last_error FROM treadle_job_view WHERE state = 'failed'"))
+    said, ask = partial(as_json, folder=tmp_path, store=store), partial(asked, tmp_path, store=store)
+    rows = ask(documented("SELECT id, task, last_error FROM treadle_job_view WHERE state = 'failed'"))
     midnight = datetime.now(UTC).date().isoformat()
-    found = as_json("jobs", "list", "--state", "failed", "--ended-after", midnight, folder=shop)["jobs"]
+    found = said("jobs", "list", "--state", "failed", "--ended-after", midnight)["jobs"]
     assert sorted(row["id"] for row in rows) == sorted(job["id"] for job in found)
-    rows = asked(shop, documented("SELECT id, task, reason FROM treadle_job_view WHERE state = 'held'"))
-    found = as_json("jobs", "list", "--state", "held", folder=shop)["jobs"]
+    rows = ask(documented("SELECT id, task, reason FROM treadle_job_view WHERE state = 'held'"))
+    found = said("jobs", "list", "--state", "held")["jobs"]
     assert [(row["id"], row["reason"]) for row in rows] == [(job["id"], job["reason"]) for job in found]
+
+
+def test_every_view_has_the_same_columns_on_both(tmp_path: Path) -> None:
+    """Those that the page promises, in the same order."""
+    with postgres.database() as url, Treadle(url) as app, Treadle(f"sqlite:///{tmp_path}/jobs.db") as other:
+        app.counts(), other.counts()  # the first use makes the tables
+        for view, columns in re.findall(r"^\| `(treadle_\w+_view)` \| ([^:|]+)", PAGE, re.MULTILINE):
+            wanted = [column.strip() for column in columns.split(",")]
+            with psycopg.connect(url, options="-c search_path=treadle") as server:
+                there = server.execute(f"SELECT * FROM {view} LIMIT 0".encode()).description
+            with closing(sqlite3.connect(tmp_path / "jobs.db")) as file:
+                here = file.execute(f"SELECT * FROM {view} LIMIT 0").description
+            assert [column.name for column in there or ()] == [column[0] for column in here] == wanted
 
 
 def test_scenario_000_c_a_priority_bump_is_the_same_by_cli_and_sql(shop: Path) -> None:
@@ -179,10 +224,10 @@ def ordered(rows: list[dict[str, Any]], key: tuple[str, ...]) -> list[dict[str, 
     return sorted(rows, key=lambda row: tuple(str(row[name]) for name in key))
 
 
-def attempts_of(shop: Path, job_id: int) -> list[dict[str, Any]]:
+def attempts_of(job: dict[str, Any]) -> list[dict[str, Any]]:
     """What the command says of a job's attempts, with the columns that are asked of the view."""
     names = ("seq", "attempt", "worker", "lease", "outcome", "error_type", "message")
-    return [{name: one[name] for name in names} for one in as_json("jobs", "show", job_id, folder=shop)["attempts"]]
+    return [{name: one[name] for name in names} for one in job["attempts"]]
 
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:

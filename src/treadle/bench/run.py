@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from treadle.app import Treadle
 from treadle.bench.figures import Figures, work_out
@@ -18,7 +18,10 @@ from treadle.clock import SystemClock, processor_time
 from treadle.demo.crew import Crew, WorkersFailed
 from treadle.errors import ConfigurationError
 from treadle.model.job import JobFilter, JobState
+from treadle.store.engine import About
+from treadle.store.opening import file_of
 from treadle.store.ops import runs
+from treadle.store.urls import is_server
 
 LOOK_EVERY: Final = 0.1
 PATIENCE: Final = 60.0
@@ -33,7 +36,8 @@ class Options:
     """How the benchmark runs.
 
     Attributes:
-        path: a database that does not exist yet.
+        url: a store: a file that does not exist yet, or a schema without jobs.
+        log: the file that gets the workers' output.
         jobs: how many jobs.
         every: seconds between two enqueues.
         concurrency: slots of each worker.
@@ -41,7 +45,8 @@ class Options:
         idle: seconds for which idling is measured, 0 for not at all.
     """
 
-    path: Path
+    url: str
+    log: Path
     jobs: int = 10_000
     every: float = 0.0007
     concurrency: int = 50
@@ -49,7 +54,14 @@ class Options:
     idle: float = 5.0
 
 
-def run(options: Options, tell: Tell) -> Figures:
+class Measured(NamedTuple):
+    """What came of a run, and what kind of database it was on."""
+
+    figures: Figures
+    about: About
+
+
+def run(options: Options, tell: Tell) -> Measured:
     """Run it.
 
     Args:
@@ -57,15 +69,15 @@ def run(options: Options, tell: Tell) -> Figures:
         tell: gets a line when something begins.
 
     Raises:
-        ConfigurationError: the database exists.
+        ConfigurationError: the file exists, or the schema has jobs or workers.
         WorkersFailed: a worker ended by itself, or nothing got on any more.
     """
-    if options.path.exists():
-        raise ConfigurationError(f"{options.path} exists; the benchmark needs a file of its own that is new.")
-    url, clock, log = f"sqlite:///{options.path}", SystemClock(), Path(f"{options.path}.log")
+    url, clock, log = options.url, SystemClock(), options.log
     words = ("treadle.bench.work:app", "--queues", QUEUE, "--concurrency", str(options.concurrency))
+    _check_new(url)
     with Treadle(url) as app:
-        app.counts()  # makes the tables before the workers come
+        if app.counts() or app.workers():  # the first use makes the tables before the workers come
+            raise ConfigurationError(f"{app.store.place} has jobs or workers; the benchmark needs a store of its own.")
         crew = Crew(url, log, options.processes, clock, words=words, prefix="bench")
         try:
             tell(f"Worker processes: {options.processes}.")
@@ -77,7 +89,13 @@ def run(options: Options, tell: Tell) -> Figures:
             idle = _idle(crew, clock, options.idle, tell)
         finally:
             crew.stop()
-        return _figures(app, options, produced, idle)
+        return Measured(_figures(app, options, produced, idle), app.store.read(app.store.engine.about))
+
+
+def _check_new(url: str) -> None:
+    path = None if is_server(url) else file_of(url)
+    if path is not None and path.exists():
+        raise ConfigurationError(f"{path} exists; the benchmark needs a file of its own that is new.")
 
 
 async def _produce(app: Treadle, options: Options, crew: Crew, log: Path) -> Produced:

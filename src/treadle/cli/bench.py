@@ -15,9 +15,11 @@ from treadle.bench.figures import Figures, Spread
 from treadle.bench.run import Options, run
 from treadle.cli.options import DURATION, json_option
 from treadle.cli.output import facts, plain, say, say_json
-from treadle.cli.store import path_of
+from treadle.cli.store import asked
 from treadle.settings import Settings, load
-from treadle.store import health
+from treadle.store.engine import About
+from treadle.store.opening import file_of
+from treadle.store.urls import is_server, without_password
 
 
 @click.command()
@@ -26,7 +28,7 @@ from treadle.store import health
 @click.option("--concurrency", type=click.IntRange(1, 1000), default=50, show_default=True, help="Slots of a worker.")
 @click.option("--processes", type=click.IntRange(1, 64), default=4, show_default=True, help="Worker processes.")
 @click.option("--idle", type=DURATION, default="5s", show_default=True, help="How long idling is measured; 0: not.")
-@click.option("--store", metavar="PATH", help="A new file, kept afterwards. Default: a temporary one.")
+@click.option("--store", metavar="PATH|URL", help="A new file, or a schema without jobs. Default: a temporary one.")
 @json_option
 def bench(
     *,
@@ -45,13 +47,13 @@ def bench(
     the settings: TREADLE_DURABILITY=normal treadle bench.
     """
     with tempfile.TemporaryDirectory(prefix="treadle-bench-") as folder:
-        path = Path(folder) / "jobs.db" if store is None else path_of(store)
+        url = f"sqlite:///{folder}/jobs.db" if store is None else asked(store)
         options = Options(
-            path=path, jobs=jobs, every=every.total_seconds(), concurrency=concurrency, processes=processes,
-            idle=idle.total_seconds(),
+            url=url, log=_log(url, Path(folder)), jobs=jobs, every=every.total_seconds(), concurrency=concurrency,
+            processes=processes, idle=idle.total_seconds(),
         )  # fmt: skip
-        figures = run(options, lambda text: say(text, err=True))
-    about = _about(options, kept=store is not None)
+        figures, database = run(options, lambda text: say(text, err=True))
+    about = _about(options, database, kept=store is not None)
     if as_json:
         say_json(about | plain(figures) | {"good": figures.good})
     else:
@@ -59,17 +61,25 @@ def bench(
     sys.exit(0 if figures.good else 1)
 
 
-def _about(options: Options, *, kept: bool) -> dict[str, Any]:
+def _log(url: str, folder: Path) -> Path:
+    """Beside a file that is kept, so that it is kept too."""
+    return folder / "workers.log" if is_server(url) else Path(f"{file_of(url)}.log")
+
+
+def _about(options: Options, database: About, *, kept: bool) -> dict[str, Any]:
     return {
         "jobs": options.jobs, "every": options.every, "concurrency": options.concurrency,
         "processes": options.processes, "durability": load(Settings()).durability,
-        "database": str(options.path) if kept else None, "sqlite": health.library_version(),
+        "database": _shown(options.url) if kept else None,
+        "sqlite": database.version if database.software == "SQLite" else None,
+        "postgresql": database.version if database.software == "PostgreSQL" else None,
         "python": platform.python_version(),
     }  # fmt: skip
 
 
 def _say(options: Options, figures: Figures, about: dict[str, Any]) -> None:
     idle = figures.idle_cpu_percent
+    software = f"SQLite {about['sqlite']}" if about["sqlite"] else f"PostgreSQL {about['postgresql']}"
     facts((
         ("jobs", f"{figures.done:,} of {options.jobs:,} done in {figures.seconds:.1f} s"),
         ("workers", f"{options.processes} processes, {options.concurrency} slots each"),
@@ -82,9 +92,13 @@ def _say(options: Options, figures: Figures, about: dict[str, Any]) -> None:
         ("given back", f"{figures.given_back:,} claims before anything began"),
         ("duplicates", f"{figures.duplicates:,}"),
         ("missing", f"{figures.missing:,}"),
-        ("made with", f"Python {about['python']}, SQLite {about['sqlite']}"),
+        ("made with", f"Python {about['python']}, {software}"),
         ("database", about["database"]),
     ))  # fmt: skip
+
+
+def _shown(url: str) -> str:
+    return without_password(url) if is_server(url) else str(file_of(url))
 
 
 def _spread(found: Spread | None) -> str:

@@ -11,6 +11,7 @@ from treadle.cli.output import say
 from treadle.clock import SystemClock
 from treadle.demo.plan import STANDARD_LIBRARY, Options
 from treadle.demo.run import run
+from treadle.store.urls import is_server
 
 BAR = 30
 LINE_EVERY = 2.0
@@ -56,14 +57,17 @@ class TerminalScreen:
               help="The folder to copy.")  # fmt: skip
 @click.option("--dest", type=click.Path(path_type=Path), default=Path("demo"), show_default="demo",
               help="The folder that gets copy/ and jobs.db.")  # fmt: skip
+@click.option("--store", metavar="URL", help="A PostgreSQL database for the jobs instead, in a schema without others.")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Worker processes.")
 @click.option("--kill/--no-kill", default=True, show_default=True, help="Kill a worker with SIGKILL midway.")
 @click.option("--fresh", is_flag=True, help="Begin anew: remove what an earlier demo left in --dest.")
-def demo(*, source: Path, dest: Path, workers: int, kill: bool, fresh: bool) -> None:
+def demo(*, source: Path, dest: Path, store: str | None, workers: int, kill: bool, fresh: bool) -> None:
     """Copy a real folder with jobs, and kill a worker midway.
 
     Every file is compared by SHA-256 at the end. Interrupt it and run it again: it goes on where it was. Exit code 0
     only when everything matches.
     """
-    options = Options(source=source, dest=dest, workers=workers, kill=kill, fresh=fresh)
+    if store is not None and not is_server(store):
+        raise click.UsageError("--store is for PostgreSQL; a file is chosen with --dest.")
+    options = Options(source=source, dest=dest, workers=workers, kill=kill, fresh=fresh, store=store)
     sys.exit(run(options, TerminalScreen()))

@@ -13,15 +13,15 @@ from treadle.app import Treadle
 from treadle.cli.options import json_option
 from treadle.cli.output import counted_states, facts, moment, safe, say, say_json, size, table
 from treadle.cli.pausing import paused_text
-from treadle.cli.store import opened, path_of, store_option
+from treadle.cli.store import asked, opened, store_option
 from treadle.clock import SECOND, SystemClock
 from treadle.doctor import examine
 from treadle.doctor.finding import Level
 from treadle.model.job import JobState
-from treadle.settings import Settings, load
+from treadle.settings import Settings, load, store_options
 from treadle.store import health
 from treadle.store import verify as checks
-from treadle.store.verify import Verdict
+from treadle.store.verdict import Verdict
 
 HOUR: Final = 3600 * SECOND
 
@@ -49,8 +49,10 @@ def stats(*, store: str | None, as_json: bool) -> None:
         ("last hour", ", ".join(f"{number:,} {state}" for state, number in hour.items())),
         ("next due", moment(found["next_due"])),
         *(("paused", f"{one.kind} {one.name} {paused_text(one)}") for one in pauses),
-        ("database", f"{found['database']}, {size(found['bytes'])}, write-ahead log {size(found['wal_bytes'])}"),
+        ("database", f"{found['database']}, {size(found['bytes'])}" + (
+            "" if found["wal_bytes"] is None else f", write-ahead log {size(found['wal_bytes'])}")),
         ("SQLite", found["sqlite"]),
+        ("PostgreSQL", found["postgresql"]),
     ))  # fmt: skip
 
 
@@ -63,8 +65,7 @@ def doctor(*, store: str | None, as_json: bool) -> None:
     Exit code 1 when something is a PROBLEM; a note is something to know.
     """
     limits = load(Settings())
-    assert limits.min_free is not None
-    findings = examine(path_of(store), SystemClock(), min_free=limits.min_free, max_size=limits.max_size)
+    findings = examine(asked(store), SystemClock(), store_options(limits, auto_migrate=False))
     wrong = any(finding.level is Level.PROBLEM for finding in findings)
     if as_json:
         say_json({"healthy": not wrong, "findings": findings})
@@ -78,10 +79,10 @@ def doctor(*, store: str | None, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(*, store: str | None, as_json: bool) -> None:
-    """Check the whole file: is every promise kept?
+    """Check the whole store: is every promise kept?
 
     SQLite's own full check, then what must hold between Treadle's tables. Exit code 1 when something does not. It reads
-    everything. On a file of many GB verify a copy made by 'treadle backup'.
+    everything. On a file of many GB verify a copy made by 'treadle backup'; on PostgreSQL a replica or a restored dump.
     """
     with opened(store) as app:
         found = list(_told(checks.verify(app.store), quiet=as_json))
@@ -109,7 +110,7 @@ def _figures(app: Treadle) -> dict[str, Any]:
     queues: dict[str, dict[JobState, int]] = {}
     for one in states:
         queues.setdefault(one.queue, {})[one.state] = one.jobs
-    workers, path = app.workers(), app.store.path
+    workers, about = app.workers(), app.store.read(app.store.engine.about)
     alive = [worker for worker in workers if worker.alive]
     return {
         "queues": queues,
@@ -123,8 +124,9 @@ def _figures(app: Treadle) -> dict[str, Any]:
             "dead": len(workers) - len(alive),
         },
         "next_due": app.next_due(),
-        "database": str(path),
-        "bytes": path.stat().st_size,
-        "wal_bytes": health.wal_bytes(path),
-        "sqlite": health.library_version(),
+        "database": app.store.place,
+        "bytes": about.size,
+        "wal_bytes": about.log_size,
+        "sqlite": about.version if about.software == "SQLite" else None,
+        "postgresql": about.version if about.software == "PostgreSQL" else None,
     }

@@ -1,4 +1,4 @@
-"""``treadle migrate|backup|adopt|compact|prune``: the file itself."""
+"""``treadle migrate|backup|adopt|compact|prune``: the database itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from treadle.app import Treadle
 from treadle.cli.bulk import consent
 from treadle.cli.options import DURATION, dry_run_option, json_option, yes_option
 from treadle.cli.output import counted, plain, safe, say, say_json, size, span, table
-from treadle.cli.store import opened, path_of, store_option
+from treadle.cli.store import asked, opened, path_of, store_option
 from treadle.clock import to_duration
 from treadle.errors import StoreUnusable
 from treadle.model.job import JobState
 from treadle.model.retention import Retention
-from treadle.store import adoption, compaction, health, migrate
+from treadle.settings import Settings, load, store_options
+from treadle.store import adoption, compaction, health, schemas
 from treadle.store.ops import prune
 
+DUMP: Final = "Copy it with pg_dump --schema=treadle, which works while everybody works."
 ENDED: Final = [state.value for state in JobState if state.ended]
 
 
@@ -39,15 +41,18 @@ class Old(NamedTuple):
 @click.option("--sql", is_flag=True, help="Only print the script of what is missing; change nothing.")
 def migrate_(*, store: str | None, sql: bool) -> None:
     """Create or upgrade the tables."""
-    path = path_of(store)
-    before = health.file_schema(path)
-    newest = migrate.migrations()[-1].version
+    url = asked(store)
+    options = store_options(load(Settings(store=url)), auto_migrate=False)
+    schema = schemas.look(url, options)
     if sql:
-        click.echo(migrate.pending_sql(after=before) or f"-- Schema {before} is current; nothing is missing.")
+        click.echo(schema.script or f"-- Schema {schema.found} is current; nothing is missing.")
         return
-    with Treadle(f"sqlite:///{path}") as app:
-        app.counts()  # the first use opens the store, and opening upgrades it
-    say(f"Schema {before} was current." if before >= newest else f"Upgraded {path} from schema {before} to {newest}.")
+    with Treadle(url) as app:
+        place = app.store.place  # the first use opens the store, and opening upgrades it
+    if schema.found >= schema.newest:
+        say(f"Schema {schema.found} was current.")
+    else:
+        say(f"Upgraded {place} from schema {schema.found} to {schema.newest}.")
 
 
 @click.command()
@@ -58,6 +63,7 @@ def backup(*, target: Path, store: str | None) -> None:
 
     Workers refuse the copy until 'treadle adopt' is run on it.
     """
+    path_of(store, DUMP)
     with opened(store) as app:
         made = app.backup(target)
     say(f"Copied to {made}, checked and marked as a copy. To work on it: treadle adopt --store {made}")
@@ -70,10 +76,11 @@ def adopt(*, store: str | None) -> None:
 
     Only when the original is gone: both would run the same jobs.
     """
+    path = path_of(store, "What pg_restore made may be worked on at once, if nobody works on the original any more.")
     with opened(store) as app:
         taken = adoption.adopt(app.store)
     if taken is None:
-        raise StoreUnusable(f"{path_of(store)} is not a backup copy; nothing was changed.")
+        raise StoreUnusable(f"{path} is not a backup copy; nothing was changed.")
     say(f"Adopted. {taken} jobs that were running when the copy was made are ready again.")
 
 
@@ -89,6 +96,7 @@ def compact(*, dry_run: bool, yes: bool, store: str | None, as_json: bool) -> No
     refused when it takes longer than its lock_timeout. So it asks first when workers live. A crash leaves the file as
     it was.
     """
+    path_of(store, "There autovacuum keeps the room for new rows; VACUUM FULL gives it back while workers are stopped.")
     with opened(store) as app:
         space = app.store.read(health.space)
         alive = [worker.name for worker in app.workers() if worker.alive]

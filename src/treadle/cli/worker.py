@@ -26,6 +26,7 @@ from treadle.host.fleet import tell_supervisor
 from treadle.host.process import end_at_late_signals, stop_own_process
 from treadle.model.retention import Keep, Retention
 from treadle.settings import Settings
+from treadle.store.urls import without_password
 from treadle.worker.capture import capture_logging, capture_output
 from treadle.worker.options import WorkerOptions
 from treadle.worker.process import end_despite_threads
@@ -141,7 +142,8 @@ def load_app(where: str, store: str | None) -> Treadle:
     if not isinstance(found, Treadle):
         raise click.UsageError(f"{where} is a {type(found).__name__}, not a Treadle.")
     if store is not None and found.settings.store != url_of(store):
-        raise ConfigurationError(f"{where} names its own store, {found.settings.store}; leave --store out.")
+        own = without_password(found.settings.store or "")
+        raise ConfigurationError(f"{where} names its own store, {own}; leave --store out.")
     return found
 
 

@@ -132,8 +132,10 @@ class Crew:
         reading, lifeline = os.pipe()
         with self._log.open("ab") as log:
             process = spawn_python(
-                ["-m", "treadle", "worker", *self._words, "--store", self._url, "--name", name, "--until-eof",
+                ["-m", "treadle", "worker", *self._words, "--name", name, "--until-eof",
                  "--processes", "1"],  # whatever the settings say: each is to be one process
+                # Not as an option: everybody on the machine may read a command line, and a URL has a password.
+                env={**os.environ, "TREADLE_STORE": self._url},
                 stdin=reading, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         os.close(reading)

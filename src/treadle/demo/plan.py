@@ -18,6 +18,7 @@ from treadle.demo.verified_copy import QUEUE, TASK
 from treadle.errors import ConfigurationError, StoreError
 from treadle.model.extra import encode_extra
 from treadle.model.job import JobFilter, NewJob
+from treadle.store.urls import without_password
 
 STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib")).resolve()
 LEFT_OUT: Final = ("site-packages", "dist-packages", "__pycache__")
@@ -34,6 +35,7 @@ class Options:
         workers: how many worker processes.
         kill: kill one of them midway with SIGKILL.
         fresh: begin anew instead of resuming.
+        store: a PostgreSQL database for the jobs, None for ``dest/jobs.db``.
     """
 
     source: Path = STANDARD_LIBRARY
@@ -41,6 +43,17 @@ class Options:
     workers: int = 2
     kill: bool = True
     fresh: bool = False
+    store: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The store of the jobs."""
+        return self.store or f"sqlite:///{self.database}"
+
+    @property
+    def place(self) -> str:
+        """The same as messages show it."""
+        return without_password(self.store) if self.store else str(self.database)
 
     @property
     def copy(self) -> Path:
@@ -49,7 +62,7 @@ class Options:
 
     @property
     def database(self) -> Path:
-        """Where the jobs are stored."""
+        """The file of the jobs, unless they have a database of their own."""
         return self.dest / "jobs.db"
 
     @property
@@ -126,25 +139,42 @@ def _jobs(app: Treadle, options: Options, tree: Tree) -> list[NewJob]:
 
 def _check_ours(options: Options) -> None:
     database = options.database
-    if not database.exists() or database.stat().st_size == 0:
-        if options.copy.exists() and any(options.copy.iterdir()):
-            raise ConfigurationError(f"{options.copy} is not empty and {database} is missing; choose another --dest.")
+    if options.store is None and (not database.exists() or database.stat().st_size == 0):
+        _check_no_copy(options)
         return
     try:
-        with Treadle(f"sqlite:///{database}", auto_migrate=False) as app:
-            foreign = sorted(app.counts().keys() - {QUEUE})
+        with Treadle(options.url, auto_migrate=options.store is not None) as app:
+            queues = app.counts().keys()
             busy = [worker.name for worker in app.workers() if worker.alive]
     except StoreError as error:
-        raise ConfigurationError(f"{database} is not this demonstration's; choose another --dest. ({error})") from error
+        raise ConfigurationError(
+            f"{options.place} is not this demonstration's; choose another. ({error})"
+        ) from error
+    foreign = sorted(queues - {QUEUE})
     if foreign:
-        raise ConfigurationError(f"{database} has jobs of other queues ({', '.join(foreign)}); choose another --dest.")
+        raise ConfigurationError(f"{options.place} has jobs of other queues ({', '.join(foreign)}); choose another.")
     if busy and options.fresh:
-        raise ConfigurationError(f"{database} is in use by {', '.join(busy)}; stop them before --fresh.")
+        raise ConfigurationError(f"{options.place} is in use by {', '.join(busy)}; stop them before --fresh.")
+    if not queues and not options.fresh:
+        _check_no_copy(options)
+
+
+def _check_no_copy(options: Options) -> None:
+    if options.copy.exists() and any(options.copy.iterdir()):
+        raise ConfigurationError(
+            f"{options.copy} is not empty and {options.place} has no jobs; choose another --dest."
+        )
 
 
 def _clean(options: Options) -> None:
     if options.copy.exists():
         shutil.rmtree(options.copy)
+    if options.store is not None:
+        with Treadle(options.store) as app:
+            for worker in app.workers():
+                app.evict(worker.slot, reason="a fresh demonstration")  # dead, so that its jobs can be deleted
+            app.delete(JobFilter(queue=QUEUE))
+        return
     side = Path(f"{options.database}-treadle")
     if side.exists():
         shutil.rmtree(side)

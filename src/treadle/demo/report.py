@@ -98,10 +98,10 @@ def report_lines(options: Options, plan: Plan, figures: Figures) -> str:
         "killed": _killed(options, figures),
         "lost": f"{figures.lost:,}",
         "finished twice": f"{figures.twice:,}",
-        "database": str(options.database),
+        "database": options.place,
     }
     lines = [f"  {name:<15} {text}" for name, text in rows.items()]
-    store = shlex.quote(_short(options.database))
+    store = shlex.quote(options.place if options.store else _short(options.database))
     command = _command()
     hints = [f"  {command} stats --store {store}", f"  {command} jobs list --store {store}"]
     return "\n".join(["Report", *lines, "Look inside:", *hints])

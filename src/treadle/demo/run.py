@@ -39,7 +39,7 @@ def run(options: Options, screen: Screen) -> int:
     """
     options = prepare(options)
     skip = [os.fsencode(name) for name in options.skip]
-    with Treadle(f"sqlite:///{options.database}") as app:
+    with Treadle(options.url) as app:
         tree = walk(os.fsencode(options.source), skip)
         plan = store_jobs(app, options, tree)
         for name in tree.folders:  # empty ones too; jobs are about files
@@ -47,7 +47,7 @@ def run(options: Options, screen: Screen) -> int:
         screen.say(summary(options, tree, plan))
         clock = SystemClock()
         crew = Crew(
-            f"sqlite:///{options.database}", options.dest / "workers.log", options.workers, clock,
+            options.url, options.dest / "workers.log", options.workers, clock,
             words=("treadle.demo.verified_copy:app", "--concurrency", str(CONCURRENCY)), prefix="demo",
         )  # fmt: skip
         try:

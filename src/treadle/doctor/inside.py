@@ -36,9 +36,17 @@ class Seen(NamedTuple):
     pauses: Mapping[tuple[str, str], Pause]
 
 
-def contents(store: Store) -> Iterator[Finding]:
-    """Look at everything in the file."""
+def file_contents(store: Store) -> Iterator[Finding]:
+    """Look at what only a file has: SQLite's own check, unused pages."""
     yield _damage(store)
+    space = store.read(health.space)
+    if space.unused > UNUSED_MOST and space.unused * 4 > space.size:
+        text = f"{space.unused:,} of {space.size:,} bytes are unused: deleted jobs leave their pages to new ones."
+        yield note("unused space", text, "treadle compact, when the disk needs it.")
+
+
+def contents(store: Store) -> Iterator[Finding]:
+    """Look at everything that any store has."""
     made_at = store.read(meta.backup_mark)
     if made_at is not None:
         text = f"This file is a backup copy of {_time(to_datetime(int(made_at)))}; workers refuse it."
@@ -48,14 +56,14 @@ def contents(store: Store) -> Iterator[Finding]:
         to_datetime(store.clock.now()), workers, [one for one in workers if one.alive and one.orders is None],
         {(one.kind, one.name): one for one in store.read(pauses.every)},
     )  # fmt: skip
-    yield from _workers(seen)
+    yield from _workers(store, seen)
     yield from _pauses(store, seen)
     yield from _held(store)
     yield from _ready(store, seen)
     yield from _overdue(store, seen)
     yield from _cancelling(store)
     yield from _failed(store, seen)
-    yield from _space(store)
+    yield _logs(store)
 
 
 def _damage(store: Store) -> Finding:
@@ -72,28 +80,29 @@ def _damage(store: Store) -> Finding:
 # Workers ----------------------------------------------------------------------------------------
 
 
-def _workers(seen: Seen) -> Iterator[Finding]:
+def _workers(store: Store, seen: Seen) -> Iterator[Finding]:
     alive = [worker for worker in seen.workers if worker.alive]
     yield ok("workers", f"{len(alive)} alive")
     for worker in seen.workers:
-        yield from _worker(worker, others=bool(alive))
+        yield from _worker(worker, others=bool(alive), far=store.engine.is_remote)
     if alive and not seen.at_work:
         text = f"{counted(len(alive), 'live worker')}, all paused or draining: nobody starts jobs."
         yield problem("no worker at work", text, f"treadle workers resume NAME. {START}")
 
 
-def _worker(worker: WorkerRecord, *, others: bool) -> Iterator[Finding]:
+def _worker(worker: WorkerRecord, *, others: bool, far: bool) -> Iterator[Finding]:
     who = f"Worker {worker.name} (pid {worker.pid} on {worker.host})"
     name = shlex.quote(worker.name)
+    gone = f"dead or cut off (no sign since {_time(worker.seen_at)})" if far else "dead"
     if worker.stalled:
         text = f"{who} lives, shows no sign since {_time(worker.seen_at)} and runs {counted(worker.running, 'job')}."
         remedy = f"See its log and its stack. End it, or take its jobs away: treadle workers evict {name}"
         yield problem("stalled worker", text, remedy)
     elif not worker.alive and others:
         jobs = counted(worker.running, "job")
-        yield note("dead worker", f"{who} is dead; a live worker is about to take back its {jobs}.")
+        yield note("dead worker", f"{who} is {gone}; a live worker is about to take back its {jobs}.")
     elif not worker.alive:
-        text = f"{who} is dead and no worker lives to take back its {counted(worker.running, 'job')}."
+        text = f"{who} is {gone} and no worker lives to take back its {counted(worker.running, 'job')}."
         yield problem("dead worker", text, START)
     if worker.alive and worker.orders == "pause":
         text = f"{who} was paused by {worker.ordered_by} and starts no job."
@@ -182,18 +191,13 @@ def _in_force(seen: Seen, kind: str, name: str) -> bool:
 # Space ------------------------------------------------------------------------------------------
 
 
-def _space(store: Store) -> Iterator[Finding]:
+def _logs(store: Store) -> Finding:
     lines, size = store.read(health.log_size)
     if size > LOGS_MOST:
         text = f"Log lines of jobs take about {size:,} bytes ({lines:,} lines)."
-        remedy = "Log less, or keep jobs for a shorter time (--keep-succeeded); then treadle prune, treadle compact."
-        yield note("logs of jobs", text, remedy)
-    else:
-        yield ok("logs of jobs", f"about {size:,} bytes in {lines:,} lines")
-    space = store.read(health.space)
-    if space.unused > UNUSED_MOST and space.unused * 4 > space.size:
-        text = f"{space.unused:,} of {space.size:,} bytes are unused: deleted jobs leave their pages to new ones."
-        yield note("unused space", text, "treadle compact, when the disk needs it.")
+        remedy = "Log less, or keep jobs for a shorter time (--keep-succeeded); then treadle prune; a file: compact it."
+        return note("logs of jobs", text, remedy)
+    return ok("logs of jobs", f"about {size:,} bytes in {lines:,} lines")
 
 
 def _micros(store: Store, ago: timedelta) -> int:

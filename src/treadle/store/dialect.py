@@ -217,7 +217,8 @@ class PostgresDialect(Dialect):
     for_update = "FOR UPDATE"
 
     def __init__(self, schema: str = "treadle") -> None:
-        self._quoted = '"' + schema.replace('"', '""') + '"'
+        self.schema = schema
+        self.quoted = '"' + schema.replace('"', '""') + '"'
         self._texts: dict[Sql | str, str] = {}
 
     def text(self, sql: Sql | str) -> str:
@@ -298,7 +299,7 @@ class PostgresDialect(Dialect):
 
     def qualified(self, text: str) -> str:
         """The same text, with its tables qualified."""
-        return _OWN.sub(lambda found: f"{self._quoted}.{found[1]}", text)
+        return _OWN.sub(lambda found: f"{self.quoted}.{found[1]}", text)
 
     def _translated(self, text: str) -> str:
         qualified = self.qualified(text.replace("%", "%%"))

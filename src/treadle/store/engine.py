@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from treadle import defaults
 from treadle.clock import Clock
@@ -14,8 +14,10 @@ from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy
 from treadle.store.ops.workers import IdentityRow
 from treadle.store.replies import Reply
 from treadle.store.session import Session
+from treadle.store.verdict import Check
 
 T = TypeVar("T")
+INSTEAD: Final = "On PostgreSQL pg_dump makes copies, and the server's VACUUM gives space back."
 
 
 class Bell(Protocol):
@@ -84,6 +86,22 @@ class Judge(Protocol):
         """Let go of what it needs."""
 
 
+class About(NamedTuple):
+    """What a database says of itself.
+
+    Attributes:
+        size: bytes of its tables and indexes; of a file, bytes of the file.
+        log_size: bytes of a file's write-ahead log, None where it is the server's.
+        software: "SQLite" or "PostgreSQL".
+        version: of the library or the server.
+    """
+
+    size: int
+    log_size: int | None
+    software: str
+    version: str
+
+
 class Engine(ABC):
     """One open database.
 
@@ -111,12 +129,31 @@ class Engine(ABC):
         Raises:
             NotSupportedHere: it is not a file.
         """
-        raise NotSupportedHere(f"{self.place} is no SQLite file; this command is for files only.")
+        raise NotSupportedHere(f"{self.place} is no SQLite file, and this is for files only. {INSTEAD}")
 
     @property
     def damage(self) -> StoreBroken | None:
         """What the disk did to this database, None while all is well; a worker on it must stop."""
         return None
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a server: workers may be on other hosts, where nobody can see a process end."""
+        return False
+
+    @property
+    def skew(self) -> float:
+        """Seconds by which this machine's clock is ahead of the store's."""
+        return 0.0
+
+    @property
+    @abstractmethod
+    def checks(self) -> Sequence[Check]:
+        """What verify asks this kind of database only; nothing else can be trusted when the first one fails."""
+
+    @abstractmethod
+    def about(self, session: Session) -> About:
+        """How large it is, and what it runs on."""
 
     @abstractmethod
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import Any
 
 from treadle.clock import Clock
 from treadle.errors import ConfigurationError
 from treadle.store.engine import Engine
 from treadle.store.options import StoreOptions
 from treadle.store.sqlite_engine import SqliteEngine
-
-POSTGRES: Final = ("postgresql://", "postgres://")
+from treadle.store.urls import is_server
 
 
 def open_engine(url: str, options: StoreOptions, clock: Clock) -> Engine:
@@ -20,13 +19,19 @@ def open_engine(url: str, options: StoreOptions, clock: Clock) -> Engine:
     Raises:
         ConfigurationError: the URL is not one of ours, or psycopg is not installed.
     """
-    if url.startswith(POSTGRES):
-        try:
-            found = import_module("treadle.store.postgres.engine")
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"PostgreSQL needs psycopg ({error}): pip install 'treadle[postgres]'."
-            ) from error
-        engine: Engine = found.PostgresEngine(url, options, clock)
+    if is_server(url):
+        engine: Engine = postgres("engine").PostgresEngine(url, options, clock)
         return engine
     return SqliteEngine(url, options, clock)
+
+
+def postgres(module: str) -> Any:
+    """A module of the room for PostgreSQL, which is entered only when a store URL asks for it.
+
+    Raises:
+        ConfigurationError: psycopg is not installed.
+    """
+    try:
+        return import_module(f"treadle.store.postgres.{module}")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"PostgreSQL needs psycopg ({error}): pip install 'treadle[postgres]'.") from error

@@ -29,6 +29,7 @@ from treadle.store.connections import GATE, FileFacts
 from treadle.store.migrate import check_reader, migrate, migrations, version
 from treadle.store.sqlite import check_version, connect, is_busy, is_wal, set_wal, translate
 from treadle.store.transaction import begin, commit
+from treadle.store.urls import without_password
 
 MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - only as a place for a private folder
 DURABILITIES: Final = ("full", "normal", "off")
@@ -52,8 +53,8 @@ def file_of(url: str) -> Path | None:
     if url.startswith("sqlite:///") and len(url) > len("sqlite:///"):
         return Path(url.removeprefix("sqlite:///"))
     raise ConfigurationError(
-        f"{url!r} is not a store. Use 'sqlite:///jobs.db' (relative), 'sqlite:////var/lib/app/jobs.db' (absolute) "
-        "or 'memory://'."
+        f"{without_password(url)!r} is not a store. Use 'sqlite:///jobs.db' (relative), "
+        "'sqlite:////var/lib/app/jobs.db' (absolute), 'postgresql://user@host/database' or 'memory://'."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +14,9 @@ from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy, StoreLost
 from treadle.host import bells
 from treadle.host.guard import LockState, process_name, sqlite_locks, write_lock_holder
 from treadle.host.process import own_identity
-from treadle.store import callers, health, room, suspicion
+from treadle.store import callers, file_checks, health, room, suspicion
 from treadle.store.connections import Connections
-from treadle.store.engine import Bell, Engine
+from treadle.store.engine import About, Bell, Engine
 from treadle.store.given import areduced, reduced
 from treadle.store.lane import Lane
 from treadle.store.opening import file_of, open_file, private_folder
@@ -25,6 +25,7 @@ from treadle.store.readers import Readers
 from treadle.store.replies import Reply
 from treadle.store.seats import FileJudge, FileSeat
 from treadle.store.session import Session
+from treadle.store.verdict import Check
 from treadle.store.watch import FileWatch
 
 T = TypeVar("T")
@@ -67,6 +68,15 @@ class SqliteEngine(Engine):
     def damage(self) -> StoreBroken | None:
         """What the disk did to this file."""
         return self.connections.damage
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        """SQLite's full check, and what it keeps about itself."""
+        return file_checks.CHECKS
+
+    def about(self, session: Session) -> About:
+        """The file and its log."""
+        return About(self.path.stat().st_size, health.wal_bytes(self.path), "SQLite", health.library_version())
 
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
         """Queue a write for the lane."""

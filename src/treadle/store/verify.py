@@ -1,72 +1,37 @@
-"""Whether the file keeps Treadle's own promises: what must hold between its tables, looked up and changed by nobody.
+"""Whether a store keeps Treadle's own promises: what must hold between its tables, looked up and changed by nobody.
 
-Each check is one read, so it sees the file as it was at one moment, however busy the file is.
+Each check is one read, so it sees the store as it was at one moment, however busy that is.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from functools import partial
 from typing import Final, NamedTuple
 
-from treadle.clock import Clock
+import msgspec
+
 from treadle.model.job import STATES
-from treadle.store import migrate
+from treadle.store.dialect import Sql
 from treadle.store.session import Session
 from treadle.store.store import Store
+from treadle.store.verdict import Check, Verdict
 
 PATIENCE: Final = 3600.0
-"""Seconds one check may take. It keeps the write-ahead log from shrinking meanwhile."""
-RESTORE: Final = "Stop the workers and restore a backup; check the disk."
-REPORT: Final = "This must not happen: keep a copy made by 'treadle backup' and report it."
+"""Seconds one check may take. It keeps a file's log from shrinking, and a server from vacuuming, meanwhile."""
+REPORT: Final = "This must not happen: keep a copy (treadle backup, or pg_dump) and report it."
 
-# SQLite writes out at most a hundred findings; a few are enough to know.
-INTEGRITY: Final = "PRAGMA integrity_check(20)"
 OFFENDERS: Final = """
 WITH bad (id) AS MATERIALIZED ({query})
-SELECT count(*), (SELECT group_concat(id, ', ') FROM (SELECT id FROM bad LIMIT 5)) FROM bad
+SELECT count(*), (SELECT {some} FROM (SELECT id FROM bad ORDER BY id LIMIT 5) first) FROM bad
 """
-SEQUENCES: Final = """
-SELECT name, next, coalesce(CASE name
-    WHEN 'job' THEN (SELECT max(id) FROM treadle_jobs)
-    WHEN 'lease' THEN max((SELECT coalesce(max(lease), 0) FROM treadle_jobs),
-        (SELECT coalesce(max(lease), 0) FROM treadle_attempts))
-    WHEN 'epoch' THEN max((SELECT coalesce(max(epoch), 0) FROM treadle_jobs),
-        (SELECT coalesce(max(epoch), 0) FROM treadle_workers)) END, 0)
-FROM treadle_sequences WHERE name IN ('job', 'lease', 'epoch')
-"""
-PLACES: Final = """
-SELECT s.name, s.seq, CASE s.name WHEN 'treadle_logs' THEN (SELECT max(seq) FROM treadle_logs)
-    ELSE (SELECT max(seq) FROM treadle_attempts) END
-FROM sqlite_sequence s WHERE s.name IN ('treadle_logs', 'treadle_attempts')
-"""
-BY_TABLE: Final = "SELECT state, count(*) FROM treadle_jobs NOT INDEXED GROUP BY state"
+# Past every index: what SQLite reads for the view may come from one.
+BY_TABLE: Final = Sql(lambda d: f"""
+SELECT state, count(*) FROM treadle_jobs {"" if d.shares_rows else "NOT INDEXED"} GROUP BY state
+""")
 BY_VIEW: Final = "SELECT state, sum(jobs) FROM treadle_queue_view GROUP BY state"
-OBJECTS: Final = "SELECT type, name FROM sqlite_master WHERE name GLOB 'treadle_*'"
-COLUMNS: Final = """
-SELECT m.name, c.name FROM sqlite_master m CROSS JOIN pragma_table_info(m.name) c
-WHERE m.type IN ('table', 'view') AND m.name GLOB 'treadle_*'
-"""
 OF_JOBS: Final = ("payloads", "results", "attempts", "progress", "checkpoints", "immediates", "tags", "logs")
 """Tables whose rows belong to a job."""
-
-
-class Verdict(NamedTuple):
-    """What one check found.
-
-    Attributes:
-        check: what was looked at, in a few words.
-        sound: True when it is as it must be.
-        text: what was found.
-        remedy: what to do, None when it is sound.
-    """
-
-    check: str
-    sound: bool
-    text: str
-    remedy: str | None = None
 
 
 class Rule(NamedTuple):
@@ -145,78 +110,35 @@ RULES: Final = (
 
 
 def verify(store: Store) -> Iterator[Verdict]:
-    """Check everything; nothing after SQLite's own check when that fails, because nothing else can be trusted then.
+    """Check everything; nothing after the database's own check when that fails: nothing else can be trusted then.
 
     Raises:
-        StoreError: the file cannot be read.
+        StoreError: the store cannot be read.
     """
-    checks: list[Callable[[Session], Verdict]] = [
-        partial(_schema, store.clock), _sequences, _places, _counts, *(partial(_rule, rule) for rule in RULES),
-    ]  # fmt: skip
-    whole = store.engine.read_long(_integrity, PATIENCE)
-    yield whole
-    for check in checks if whole.sound else ():
+    whole, *others = store.engine.checks
+    verdict = store.engine.read_long(whole, PATIENCE)
+    yield verdict
+    checks: list[Check] = [*others, _counts, *(partial(_rule, rule) for rule in RULES)]
+    for check in checks if verdict.sound else ():
         yield store.engine.read_long(check, PATIENCE)
 
 
 def _rule(rule: Rule, session: Session) -> Verdict:
-    found = session.row(OFFENDERS.format(query=rule.query))
+    found = session.row(OFFENDERS.format(query=rule.query, some=session.dialect.list_of("id", "id")))
     assert found is not None
     number, some = found
     if not number:
         return Verdict(rule.check, sound=True, text=rule.holds)
-    more = ", …" if number > 5 else ""
-    text = f"{rule.broken}: {number:,} ({some}{more})"
-    return Verdict(rule.check, sound=False, text=text, remedy=rule.remedy)
-
-
-def _sequences(session: Session) -> Verdict:
-    check = "sequences"
-    rows = session.rows(SEQUENCES)
-    missing = {"job", "lease", "epoch"} - {name for name, _, _ in rows}
-    if missing:
-        return Verdict(check, sound=False, text=f"{', '.join(sorted(missing))}: the row is gone", remedy=RESTORE)
-    behind = [(name, following, largest) for name, following, largest in rows if following <= largest]
-    if not behind:
-        return Verdict(check, sound=True, text="no number of a job, lease or worker can be given twice")
-    text = "; ".join(f"{name} gives {following} next, but {largest} is used" for name, following, largest in behind)
-    remedy = " ".join(
-        f"UPDATE treadle_sequences SET next = {largest + 1} WHERE name = '{name}';" for name, _, largest in behind
-    )
-    return Verdict(check, sound=False, text=text, remedy=f"Stop every program that uses the file, then: {remedy}")
-
-
-def _places(session: Session) -> Verdict:
-    behind = [name for name, given, largest in session.rows(PLACES) if largest is not None and given < largest]
-    if behind:
-        return Verdict("places", sound=False, text=f"{', '.join(behind)}: a place could be given twice", remedy=RESTORE)
-    return Verdict("places", sound=True, text="no place in the history or the logs can be given twice")
+    shown = ", ".join(str(one) for one in msgspec.json.decode(some))
+    text = f"{rule.broken}: {number:,} ({shown}{', …' if number > 5 else ''})"
+    return Verdict(rule.check, sound=False, text=text, remedy=session.dialect.text(rule.remedy))
 
 
 def _counts(session: Session) -> Verdict:
     by_table = {str(STATES[state]): number for state, number in session.rows(BY_TABLE)}
-    by_view: dict[str, int] = dict(session.rows(BY_VIEW))
+    by_view = {str(state): int(number) for state, number in session.rows(BY_VIEW)}
     if by_table != by_view:
         text = f"treadle_queue_view counts {by_view}, the table has {by_table}"
         remedy = "Somebody changed the view. Restore a backup, or the view."
         return Verdict("counts", sound=False, text=text, remedy=remedy)
     return Verdict("counts", sound=True, text=f"{sum(by_table.values()):,} jobs, by the table and by the view")
-
-
-def _schema(clock: Clock, session: Session) -> Verdict:
-    """Compare the file's tables, columns, indexes, views and triggers with those of a new file."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        migrate.migrate(fresh, clock)
-        made = Session(fresh, session.dialect, clock)
-        gone = [row for sql in (OBJECTS, COLUMNS) for row in sorted(set(made.rows(sql)) - set(session.rows(sql)))]
-    if gone:
-        text = f"missing in the file: {', '.join(' '.join(row) for row in gone)}"
-        return Verdict("schema", sound=False, text=text, remedy="Restore a backup, or apply 'treadle migrate --sql'.")
-    return Verdict("schema", sound=True, text="every table, column, index, view and trigger is there")
-
-
-def _integrity(session: Session) -> Verdict:
-    found = [str(line) for (line,) in session.rows(INTEGRITY)]
-    if found != ["ok"]:
-        return Verdict("integrity", sound=False, text="; ".join(found), remedy=RESTORE)
-    return Verdict("integrity", sound=True, text="SQLite's full check found nothing")

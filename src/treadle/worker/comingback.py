@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -49,16 +48,17 @@ class ComingBack:
         self._store = store
         self._set_up = set_up
         self._task: asyncio.Task[None] | None = None
-        self._given_up = asyncio.Event()
+        self._giving_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def begin(self, presence: Presence) -> None:
         """Start, on the worker's loop; more than one part notices, and only the first one counts."""
-        if (self._task is None or self._task.done()) and not self._given_up.is_set():
+        if (self._task is None or self._task.done()) and not self._giving_up.done():
             self._task = asyncio.get_running_loop().create_task(self._decide(presence))
 
     async def given_up(self) -> None:
         """Try no more, because the worker stops; returns once it is either there or not."""
-        self._given_up.set()
+        if not self._giving_up.done():
+            self._giving_up.set_result(None)
         if self._task is not None:
             await self._task
 
@@ -85,13 +85,11 @@ class ComingBack:
         return await asyncio.to_thread(self._store.read, look)
 
     async def _return(self) -> None:
-        while not self._given_up.is_set():
+        while not self._giving_up.done():
             try:
                 await self._set_up()
             except StoreBusy as error:
                 log.warning("It cannot register yet, and tries again: %s", error)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(AGAIN_AFTER):
-                        await self._given_up.wait()
+                await asyncio.wait([self._giving_up], timeout=AGAIN_AFTER)
             else:
                 return

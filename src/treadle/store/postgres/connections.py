@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import conninfo
@@ -17,6 +16,7 @@ from treadle.errors import ConfigurationError, StoreClosed, StoreUnusable
 from treadle.host.process import no_fork
 from treadle.store.options import StoreOptions
 from treadle.store.postgres.errors import is_lost, translate, unreachable
+from treadle.store.urls import without_password
 
 FLOOR: Final = 140000
 AGAIN_AFTER: Final = (0.02, 0.5)
@@ -37,23 +37,17 @@ def check_url(url: str) -> str:
         ConfigurationError: it cannot be read.
     """
     try:
-        conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"{without_password(url)} is no PostgreSQL connection string: {error}") from error
+        parts = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        parts = {"dbname": "@"}
+    ports = str(parts.get("port") or "0").split(",")
+    if "@" in str(parts.get("dbname") or "") or not all(port.isdecimal() for port in ports):
+        # Its words are not told, nor is it chained: they quote the part that they stumbled over, a password perhaps.
+        raise ConfigurationError(
+            f"{without_password(url)} is no PostgreSQL URL, such as postgresql://user:password@host:5432/database; "
+            "letters such as @ : / # ? % in the password are written as %40 %3A %2F %23 %3F %25."
+        ) from None
     return url
-
-
-def without_password(url: str) -> str:
-    """The URL as messages may show it.
-
-    Example:
-        >>> without_password("postgresql://app:secret@db.example/shop?sslmode=require")
-        'postgresql://app@db.example/shop'
-    """
-    parts = urlsplit(url)
-    user = f"{quote(parts.username)}@" if parts.username else ""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))
 
 
 class Connection(psycopg.Connection[Any]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -16,14 +16,16 @@ from treadle.clock import Clock
 from treadle.errors import StoreBusy, StoreError
 from treadle.host.files import run_folder
 from treadle.store.dialect import PostgresDialect
-from treadle.store.engine import Bell, Engine, Watch
+from treadle.store.engine import About, Bell, Engine, Watch
 from treadle.store.given import areduced, reduced
 from treadle.store.ops import meta
 from treadle.store.ops.sequences import burn
 from treadle.store.options import StoreOptions
+from treadle.store.postgres import health
 from treadle.store.postgres.callers import Callers
+from treadle.store.postgres.checks import CHECKS
 from treadle.store.postgres.clock import ServerClock
-from treadle.store.postgres.connections import Connection, Connections, check_url, without_password
+from treadle.store.postgres.connections import Connection, Connections, check_url
 from treadle.store.postgres.errors import translate, unreachable
 from treadle.store.postgres.lanes import Lanes
 from treadle.store.postgres.listener import NOTIFY, Listener
@@ -34,6 +36,8 @@ from treadle.store.postgres.session import PostgresSession
 from treadle.store.postgres.transactions import Transactions
 from treadle.store.replies import Reply
 from treadle.store.session import Session
+from treadle.store.urls import without_password
+from treadle.store.verdict import Check
 
 T = TypeVar("T")
 READ_DEADLINE: Final = 10.0
@@ -87,9 +91,31 @@ class PostgresEngine(Engine):
         except psycopg.Error as error:
             self.close(0)
             raise translate(error, self.place) from error
+        except StoreError:
+            self.close(0)  # old tables, or newer ones: nobody will close what was never opened
+            raise
         self._store_id = self.read(meta.store_id)
         self._callers = Callers(self._dialect, self._server_clock, self.place, self._store_id, self._channel)
         self.side = run_folder(self._store_id)
+
+    @property
+    def is_remote(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def skew(self) -> float:
+        """By the last readings of the server's clock."""
+        return self._server_clock.skew
+
+    @property
+    def checks(self) -> Sequence[Check]:
+        """What the server says of its pages and indexes, and the numbers it gives."""
+        return CHECKS
+
+    def about(self, session: Session) -> About:
+        """The tables of our schema, and the server."""
+        return About(health.size(session), None, "PostgreSQL", health.version(session))
 
     def submit(self, operation: Callable[[Session], T], reply: Reply, *, guarded: bool) -> None:
         """Queue a write for the lanes."""

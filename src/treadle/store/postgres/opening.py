@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+import psycopg
 from psycopg import sql
 
+from treadle.clock import SystemClock
 from treadle.errors import SchemaTooNew, StoreUnusable
 from treadle.store.migrate import READER, Migration, migrations
+from treadle.store.options import StoreOptions
 from treadle.store.postgres import places
-from treadle.store.postgres.connections import Connection
+from treadle.store.postgres.connections import Connection, Connections, check_url
+from treadle.store.postgres.errors import translate
+from treadle.store.urls import without_password
 
 DIALECT: Final = "postgresql"
 LOCK: Final = 0x7EAD1E
@@ -56,6 +61,24 @@ def bring_up_to_date(connection: Connection, schema: str, place: str, *, auto_mi
             if step.version > done:
                 _apply(connection, step)
         places.catch_up(connection, schema)
+
+
+def found(url: str, options: StoreOptions) -> int:
+    """The version of the tables of *url*, on a connection of its own; nothing is changed.
+
+    Raises:
+        StoreError: it cannot be reached or read.
+    """
+    place = without_password(url)
+    connections = Connections(check_url(url), place, options, SystemClock())
+    try:
+        connection = connections.connect()
+        try:
+            return version(connection, options.schema)[0]
+        finally:
+            connection.close()
+    except psycopg.Error as error:
+        raise translate(error, place) from error
 
 
 def version(connection: Connection, schema: str) -> tuple[int, int]:
