@@ -93,8 +93,10 @@ def refused(found: object, place: str, accepted: str, *, awaited: bool = False) 
 def _of_django(given: Any) -> Any:
     """Django's wrapper of a connection, from it, from the proxy of it, or from its name; None for anything else."""
     if isinstance(given, str):
-        django = sys.modules.get("django.db")
-        return django.connections[given] if django is not None and given in django.connections else None
+        django, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+        if django is None or conf is None or not conf.settings.configured:
+            return None
+        return django.connections[given] if given in django.connections else None
     if is_a(given, "django.db.backends.base.base", "BaseDatabaseWrapper"):
         return given
     if is_a(given, "django.utils.connection", "ConnectionProxy") and hasattr(given, "ensure_connection"):
