@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -33,14 +34,16 @@ class LocalBell:
             self._hears, self._rings = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             on_fork(self, after_in_child=self._drop)
         self._open = True
+        self._closing = threading.Lock()
         self._poll = select.poll()
         self._poll.register(self._hears, select.POLLIN)
 
     def ring(self, token: bytes) -> None:
         """Put *token* in; a full bell was rung long ago."""
-        if self._open:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._rings, token)
+        with self._closing:  # else the number could be another file's by now
+            if self._open:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._rings, token)
 
     def fileno(self) -> int:
         """The descriptor, for event loops; readable when rung.
@@ -70,7 +73,8 @@ class LocalBell:
         forget_on_fork(self)
         if self._open:
             self._on_close(self)
-            self._drop()
+            with self._closing:
+                self._drop()
 
     def _drop(self) -> None:
         if self._open:

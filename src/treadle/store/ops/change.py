@@ -34,7 +34,7 @@ def _codes(states: frozenset[JobState]) -> str:
 def _update(what: str, states: frozenset[JobState]) -> Sql:
     """A guarded UPDATE of jobs by id; the ids travel as one list."""
     return Sql(lambda d: f"""
-UPDATE treadle_jobs SET {what} WHERE id IN ({d.ints("ids")}) AND state IN ({_codes(states)})
+UPDATE treadle_jobs SET {what} WHERE id {d.one_of_ints("ids")} AND state IN ({_codes(states)})
 """)
 
 
@@ -42,7 +42,7 @@ RETRY: Final = _update(
     "state = 3, failures = 0, crashes = 0, reason = NULL, due_at = :now, finished_at = NULL, expires_at = NULL",
     RETRIABLE,
 )
-FORGET_IMMEDIATES: Final = Sql(lambda d: f"DELETE FROM treadle_immediates WHERE job_id IN ({d.ints('ids')})")
+FORGET_IMMEDIATES: Final = Sql(lambda d: f"DELETE FROM treadle_immediates WHERE job_id {d.one_of_ints('ids')}")
 # An upsert: a job whose arguments are lost is what other arguments are for.
 ARGUMENTS: Final = Sql(lambda d: f"""
 INSERT INTO treadle_payloads (job_id, codec, data, version)
@@ -57,14 +57,14 @@ RESCHEDULE: Final = _update(f"state = CASE WHEN {DUE_AT} > :now THEN 2 ELSE 3 EN
 SET_PRIORITY: Final = _update("priority = :priority", NOT_ENDED)
 MOVE: Final = _update("queue = :queue", NOT_BEGUN)
 DELETE: Final = Sql(lambda d: f"""
-DELETE FROM treadle_jobs WHERE id IN ({d.ints("ids")}) AND state IN ({_codes(NOT_RUNNING)})
+DELETE FROM treadle_jobs WHERE id {d.one_of_ints("ids")} AND state IN ({_codes(NOT_RUNNING)})
 """)
 TAKE_OUT: Final = f"""
 DELETE FROM treadle_jobs WHERE id = :id AND state IN ({_codes(NOT_BEGUN)})
     AND EXISTS (SELECT 1 FROM treadle_payloads WHERE job_id = :id AND codec = :codec AND data = :data)
 """
 # Where several may write at once: a job must not slip from one statement's states into another's between them.
-KEEP: Final = Sql(lambda d: f"SELECT id FROM treadle_jobs WHERE id IN ({d.ints('ids')}) ORDER BY id {d.for_update}")
+KEEP: Final = Sql(lambda d: f"SELECT id FROM treadle_jobs WHERE id {d.one_of_ints('ids')} ORDER BY id {d.for_update}")
 
 
 class Arguments(NamedTuple):

@@ -47,7 +47,7 @@ FROM (SELECT j.id, j.task, j.attempt, j.failures, j.crashes, j.priority, j.due_a
         CASE WHEN length(p.data) <= 16384 THEN p.data ELSE {d.empty_blob} END AS data
     FROM (SELECT id, task, attempt, failures, crashes, priority, due_at, enqueued_at
         FROM treadle_jobs {d.index("treadle_jobs_ready")}
-        WHERE state = 3 AND queue = :queue AND task IN ({d.texts("tasks")}) {fresh}
+        WHERE state = 3 AND queue = :queue AND task {d.one_of_texts("tasks")} {fresh}
         ORDER BY {ORDER} LIMIT :most {d.skip_locked}) j
     LEFT JOIN treadle_payloads p ON p.job_id = j.id) picked
 """
@@ -65,7 +65,7 @@ WHERE treadle_jobs.id = taken.id
 # Written with the lease: whoever rescues the job need not know its task.
 CRASH_CAPS: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs SET crash_cap = (SELECT c.value FROM {d.named("caps")} c WHERE c.key = treadle_jobs.task)
-WHERE id IN ({d.ints("ids")}) AND task IN (SELECT c.key FROM {d.named("caps")} c)
+WHERE id {d.one_of_ints("ids")} AND task IN (SELECT c.key FROM {d.named("caps")} c)
 """)
 EXPIRED: Final = Sql(lambda d: f"""
 SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_expiring")}

@@ -60,7 +60,7 @@ TAGS: Final = "SELECT tag FROM treadle_tags WHERE job_id = ? ORDER BY tag"
 PROGRESS: Final = "SELECT fraction, message, updated_at FROM treadle_progress WHERE job_id = ?"
 COUNTS: Final = "SELECT queue, state, count(*) FROM treadle_jobs GROUP BY queue, state"
 QUEUES: Final = "SELECT name, max_length, when_full FROM treadle_queues"
-STATES_OF: Final = Sql(lambda d: f"SELECT id, state FROM treadle_jobs WHERE id IN ({d.ints('ids')})")
+STATES_OF: Final = Sql(lambda d: f"SELECT id, state FROM treadle_jobs WHERE id {d.one_of_ints('ids')}")
 ENDING: Final = """
 SELECT j.state, j.reason, r.codec, r.data,
     (SELECT a.message FROM treadle_attempts a WHERE a.job_id = j.id ORDER BY a.seq DESC LIMIT 1)

@@ -29,18 +29,18 @@ WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)}
 LIVE: Final = Sql(lambda d: f"""
 SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
     SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
-    WHERE state = 5 AND lease IN ({d.ints("leases")})) live
+    WHERE state = 5 AND lease {d.one_of_ints("leases")}) live
 """)
 # The same where several may write at once: whoever judges leases keeps their rows until the end.
 OWN: Final = Sql(lambda d: f"""
 SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
     SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
-    WHERE state = 5 AND lease IN ({d.ints("leases")}) ORDER BY id {d.for_update}) own
+    WHERE state = 5 AND lease {d.one_of_ints("leases")} ORDER BY id {d.for_update}) own
 """)
 SUCCEED: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = 7, finished_at = :now, lease = NULL
-WHERE state = 5 AND lease IN ({d.ints("leases")})
+WHERE state = 5 AND lease {d.one_of_ints("leases")}
 """)
 EXPLAIN_MISSING_RESULT: Final = "UPDATE treadle_jobs SET reason = :reason WHERE id = :id"
 RESULTS: Final = Sql(lambda d: f"""
@@ -86,7 +86,7 @@ RELEASE: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NULL THEN 3 ELSE 9 END, reason = cancel_reason,
     finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END, lease = NULL, cancel_reason = NULL
-WHERE state = 5 AND lease IN ({d.ints("leases")})
+WHERE state = 5 AND lease {d.one_of_ints("leases")}
 """)
 
 _LEASES: Final = msgspec.json.Decoder(list[tuple[int, str | None]])

@@ -20,12 +20,12 @@ UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id {d.among}
 """)
 FREEABLE: Final = Sql(lambda d: f"""
 SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_held")}
-WHERE state = 6 AND reason LIKE 'unknown task%' AND task IN ({d.texts("tasks")}) LIMIT 1
+WHERE state = 6 AND reason LIKE 'unknown task%' AND task {d.one_of_texts("tasks")} LIMIT 1
 """)
 FREE: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs SET state = 3, reason = NULL WHERE id {d.among}
     SELECT id FROM treadle_jobs {d.index("treadle_jobs_held")}
-    WHERE state = 6 AND reason LIKE 'unknown task%' AND task IN ({d.texts("tasks")}) LIMIT 1000 {d.taken}
+    WHERE state = 6 AND reason LIKE 'unknown task%' AND task {d.one_of_texts("tasks")} LIMIT 1000 {d.taken}
 """)
 
 

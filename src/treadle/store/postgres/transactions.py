@@ -24,6 +24,9 @@ from treadle.store.postgres.session import BEGIN, PostgresSession
 
 # A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
 # gives those that no one has seen again, and says "committed" of the wrong one.
+PLANS: Final = "SET LOCAL enable_seqscan = off; "
+"""Each statement of a lane reads a few rows by an index. A table that was empty when the server last counted, or is
+full of dead rows, must not talk the planner into reading all of it."""
 MAKE_MARK: Final = """
 BEGIN; SET LOCAL synchronous_commit = off;
 DELETE FROM treadle_commits WHERE made_at < {before};
@@ -69,7 +72,7 @@ class Transactions:
         self._clock = clock
         self._place = place
         # SET LOCAL travels with the transaction: behind a pooler a session is nobody's own.
-        local = f"SET LOCAL lock_timeout = {round(lock_timeout * 1000)}; "
+        local = f"{PLANS}SET LOCAL lock_timeout = {round(lock_timeout * 1000)}; "
         if durability != "full":
             local += "SET LOCAL synchronous_commit = off; "
         self._begin = BEGIN.format(local=local)
