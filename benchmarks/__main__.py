@@ -17,7 +17,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import Bench, Section
 from benchmarks.report import as_text, merge, write_page
 
-NAMES = ("drain", "enqueue", "mixed", "pickup", "scale", "rescue", "payload", "imports")
+NAMES = ("drain", "enqueue", "mixed", "pickup", "scale", "rescue", "payload", "imports", "server")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -66,11 +66,16 @@ class Kit(NamedTuple):
 
 def make(path: str, durability: str = "full") -> Kit:
     """An application on the database *path* with every task that is measured."""
-    app = Treadle(f"sqlite:///{path}", durability=durability)
+    app = Treadle(address(path), durability=durability)
     return Kit(
         app, app.task(name="noop")(noop), app.task(name="linger")(linger),
         app.task(name="block", queue="bystander")(block),
     )  # fmt: skip
+
+
+def address(path: str) -> str:
+    """The store's address: of a file, unless it is one already."""
+    return path if "://" in path else f"sqlite:///{path}"
 
 
 def fill(path: str, count: int) -> None:

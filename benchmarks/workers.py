@@ -6,7 +6,7 @@ import asyncio
 import resource
 import time
 
-from benchmarks.app import FOREVER, Stamps, make
+from benchmarks.app import FOREVER, Stamps, address, make
 from benchmarks.bare import resident
 from benchmarks.child import Role
 from treadle import Retention, Treadle, Worker
@@ -41,7 +41,7 @@ def serve(path: str, durability: str = "full", name: str | None = None, queue: s
 
 def stamp(path: str) -> Role:
     """Work from ready to go; nanoseconds from each job's sending to its beginning."""
-    app = Treadle(f"sqlite:///{path}")
+    app = Treadle(address(path))
     stamps = Stamps()
     app.task(name="stamp")(stamps.stamp)
     with app, app.worker():
