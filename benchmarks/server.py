@@ -1,4 +1,4 @@
-"""PostgreSQL: drain by one, two and four worker processes, bulk enqueue and pickup, beside procrastinate and pgqueuer."""
+"""PostgreSQL: drain by one, two and four worker processes, bulk enqueue and pickup, beside two rivals."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def run(bench: Bench) -> Section:
         title="PostgreSQL",
         settings=(
             f"PostgreSQL {_version()} on the same machine, fsync and synchronous_commit on, {', '.join(SETTINGS)}. "
-            f"{jobs:,} ready no-op async jobs with two short text arguments (procrastinate {fewer:,}), stored in chunks "
-            f"of {CHUNK:,}, concurrency 10 in each worker process, from the first worker's start to the last one's end. "
+            f"{jobs:,} ready no-op async jobs with two short text arguments (procrastinate {fewer:,}), stored in "
+            f"chunks of {CHUNK:,}, concurrency 10 in each worker process, from the first worker's start to the last one's end. "
             "Pickup: from before enqueue to the first line of the handler, two processes, an idle queue."
         ),
         figures=(
             *(Figure(name=f"drain: {name}", values=values, unit="jobs/s") for name, values in found.items()),
-            *(Figure(name=f"bulk enqueue: {name}", values=tuple(values), unit="jobs/s") for name, values in bulk.items()),
+            *(Figure(name=f"bulk enqueue: {name}", values=tuple(each), unit="jobs/s") for name, each in bulk.items()),
             *(
                 Figure(name=f"pickup, {label}", values=tuple(percentile(one, percent) for one in waited), unit="ms")
                 for label, percent in (("p50", 50), ("p99", 99))
