@@ -131,6 +131,7 @@ class LeasedJob:
         return self._claims.immediates(self.job.id) if counts else None
 
     def _judged(self, outcome: Outcome, granted: dict[str, int] | None) -> Transition:
+        self.job.end_programs()
         now = self._store.clock.now()
         return judge(self._attempt, outcome, self._attempt.claimed.claimed_at, now, granted)
 

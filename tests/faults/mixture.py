@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,11 @@ class Mixture:
             self.shop.app.cancel(JobFilter(queue="other", task=self.luck.choice(TASKS), states=(JobState.SCHEDULED,)))
             return
         which = JobFilter(error="ValueError", states=(JobState.FAILED,))
-        for job in self.shop.app.find(which, size=500).jobs:  # written before, so that nobody counts one too few
-            self.shop.ledger.write("retry", job=job.id)
-        self.shop.app.retry(which)
+        ids = tuple(job.id for job in self.shop.app.find(which, size=500).jobs)
+        for job in ids:  # written before, and no others are retried, so that nobody counts one too few
+            self.shop.ledger.write("retry", job=job)
+        if ids:
+            self.shop.app.retry(replace(which, ids=ids))
 
     def shuffle(self) -> None:
         """Another time, queue or rank."""

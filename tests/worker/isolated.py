@@ -27,6 +27,15 @@ from treadle.model.codec import JsonCodec
 
 STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE_TEST_AT_IMPORT"
 LOOKS = 12_000
+FAMILY = """
+import os, runpy, subprocess, sys, time
+made = runpy.run_path(sys.argv[1], run_name="family")
+son = subprocess.Popen([sys.executable, "-c", made["SLEEPER"]])
+told = f"{son.pid} {made['daemon']()}"
+open(sys.argv[2] + ".new", "w").write(told)
+os.rename(sys.argv[2] + ".new", sys.argv[2])
+time.sleep(3600)
+"""
 SLEEPER = "import time\nwhile True: time.sleep(1)"
 CAP = 200_000_000
 TENANT = ContextVar("tenant", default="nobody")
@@ -216,6 +225,24 @@ def freeze(_: JobContext, value: Any) -> None:
     """Stop this whole process, as a debugger would."""
     os.kill(os.getpid(), signal.SIGSTOP)
     heard(f"{value} go")
+
+
+@deed
+def employ(job: JobContext, value: Any) -> Any:
+    """Start a program by the job's own means, which starts another one and a daemon, and wait for it."""
+    if job.attempt > 1:
+        return [pid for pid in map(int, place(f"{value} begun").read_text().split()) if alive(pid)]
+    program = job.popen([sys.executable, "-c", FAMILY, __file__, str(place(f"{value} family"))])
+    say(f"{value} begun", f"{program.pid} {heard(f'{value} family')}")
+    return program.wait() if value != "left" else None
+
+
+def alive(pid: int) -> bool:
+    """True while a process can still do anything; one that has ended, or is about to without its memory, cannot."""
+    try:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
+        return False
 
 
 @deed

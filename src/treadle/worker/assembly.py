@@ -111,7 +111,7 @@ def assemble(
     options, clock, slots = app.options, store.clock, app.options.concurrency
     names = app.registry.names(options.tasks)
     settler = Settler(store, presence.name, hooks.stored, hooks.lost, hooks.fail)
-    desk = WorkerDesk(store, store_id, settler, hooks.stop_soon)
+    desk = WorkerDesk(store, store_id, presence.mark, settler, hooks.stop_soon)
     events = Events(app.extensions.subscribers, clock, presence.name, hooks.stop_soon)
     resources = Resources(app.extensions.resources, hooks.on_loop)
     threads = ThreadPool(slots, "treadle-job")

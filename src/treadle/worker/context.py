@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from treadle.clock import Clock, to_datetime
 from treadle.errors import ConfigurationError, LeaseLost
+from treadle.host.programs import AsyncProgram, Program, Programs, Word
 from treadle.model.codec import Codec
 from treadle.model.job import Claimed, LogLine, NewJob
 from treadle.model.lines import Lines
@@ -44,6 +45,10 @@ class Desk(Protocol):
         """Stable name of the database, for idempotency keys."""
 
     @property
+    def mark(self) -> str:
+        """What the environments of programs carry that jobs of this worker start."""
+
+    @property
     def clock(self) -> Clock:
         """Where times come from."""
 
@@ -62,7 +67,10 @@ class JobContext:
         crashes: attempts that died with their process so far.
     """
 
-    __slots__ = ("_cancelled", "_claimed", "_codec", "_desk", "_follow", "_tails", "cancel_reason", "lines", "overdue")
+    __slots__ = (
+        "_cancelled", "_claimed", "_codec", "_desk", "_follow", "_tails", "cancel_reason", "lines", "overdue",
+        "programs",
+    )  # fmt: skip
 
     def __init__(self, claimed: Claimed, codec: Codec, desk: Desk) -> None:
         self._claimed = claimed
@@ -77,6 +85,8 @@ class JobContext:
         """Why a person or the program wants this job called off; None when nobody does."""
         self.overdue: str | None = None
         """The stack at the moment the attempt's timeout was over; None before that."""
+        self.programs: Programs | None = None
+        """What the handler has started by :meth:`popen` and :meth:`apopen`; None while that is nothing."""
 
     @property
     def id(self) -> int:
@@ -230,6 +240,8 @@ class JobContext:
         if reason is not None:
             self.cancel_reason = reason
         self._cancelled = True
+        if self.programs is not None:
+            self.programs.ask()
 
     def stop_worker(self, reason: str = "a handler asked for it") -> None:
         """Let the worker that runs this job drain and end, as SIGTERM would; this attempt goes on within its grace."""
@@ -248,6 +260,41 @@ class JobContext:
             if not isinstance(job, NewJob):
                 raise ConfigurationError(f"on_success() takes jobs made by task.job(...), not {job!r}.")
         self._follow += jobs
+
+    def popen(self, args: Sequence[Word], **options: Any) -> Program:
+        """Start a program that ends with this attempt, as ``subprocess.Popen(args, **options)`` does.
+
+        It and what it has started get SIGTERM when the attempt is asked to stop, so a plain function that waits for
+        it goes on; whatever is left when the attempt ends is killed, and so it is before the job of a dead worker
+        begins again.
+
+        Args:
+            args: the program and its words, a list; it leads a session of its own.
+            options: those of ``subprocess.Popen``.
+
+        Raises:
+            OSError: it cannot be started.
+            RuntimeError: the attempt has ended.
+
+        Example:
+            >>> current_job().popen(["ffmpeg", "-i", "a.mkv", "a.mp4"]).wait()  # doctest: +SKIP
+            0
+        """
+        return self._programs().start(args, **options)
+
+    async def apopen(self, args: Sequence[Word], **options: Any) -> AsyncProgram:
+        """The same for ``async def`` handlers, as ``asyncio.create_subprocess_exec(*args, **options)`` does."""
+        return await self._programs().astart(args, **options)
+
+    def end_programs(self) -> None:
+        """Kill what :meth:`popen` has started; the worker calls this."""
+        if self.programs is not None:
+            self.programs.end()
+
+    def _programs(self) -> Programs:
+        if self.programs is None:
+            self.programs = Programs(f"{self._desk.mark}.{self._claimed.lease}")
+        return self.programs
 
     def _submit_checkpoint(self, value: object) -> Future[None]:
         return self._desk.write_checkpoint(self._claimed.lease, self._codec.name, self._codec.encode(value))

@@ -19,13 +19,17 @@ class WorkerDesk:
     Args:
         store: where checkpoints go.
         store_id: stable name of the database.
+        mark: what the environments of programs carry that these jobs start.
         settler: keeps progress and lines until they are written.
         stop: lets the worker drain and end.
     """
 
-    def __init__(self, store: Store, store_id: str, settler: Settler, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Store, store_id: str, mark: str, settler: Settler, stop: Callable[[str], None]
+    ) -> None:
         self._store = store
         self._store_id = store_id
+        self.mark = mark
         self._settler = settler
         self._stop = stop
 

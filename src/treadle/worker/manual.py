@@ -153,6 +153,11 @@ class Claims:
         return self._store_id
 
     @property
+    def mark(self) -> str:
+        """What the environments of programs carry that these jobs start."""
+        return self._presence.mark
+
+    @property
     def clock(self) -> Clock:
         """Where times come from."""
         return self._store.clock

@@ -93,6 +93,8 @@ class Runner:
                 value = await self._around.call(wrapping, whole, partial(self._handle, definition))
         except BaseException as error:
             return self._raised(attempt, error)
+        finally:
+            attempt.context.end_programs()
         return returned(attempt, value)
 
     def run_plain(self, attempt: Attempt) -> Outcome:
@@ -110,6 +112,8 @@ class Runner:
                 value = self._around.call_plain(wrapping, whole, partial(_handle_plain, definition))
         except BaseException as error:
             return self._raised(attempt, error)
+        finally:
+            attempt.context.end_programs()
         return returned(attempt, value)
 
     def _raised(self, attempt: Attempt, error: BaseException) -> Outcome:

@@ -118,7 +118,8 @@ class Running(ABC):
         self.means.on_late()
 
     def given_up(self) -> Outcome:
-        """What becomes of an attempt that is still running when its worker ends."""
+        """What becomes of an attempt that is still running when its worker ends; what it has started ends here."""
+        self.attempt.context.end_programs()
         return timed_out(self.attempt) if self.attempt.context.overdue is not None else Released(STOPPED)
 
     @abstractmethod
@@ -134,8 +135,9 @@ class Running(ABC):
         """Make the handler notice that it should stop."""
 
     def kill(self) -> None:
-        """Stop the handler by force, where that can be done."""
+        """Stop the handler by force, where that can be done; what it has started always can."""
         self.interrupt()
+        self.attempt.context.end_programs()
 
 
 class OnLoop(Running):
