@@ -42,6 +42,9 @@ KEEP_FAILED: Final = timedelta(days=90)
 PRUNE_EVERY: Final = timedelta(seconds=30)
 PRUNE_SLICE: Final = 500
 
+TRANSACTION_DEADLINE: Final = timedelta(seconds=2)
+TRANSACTION_WARN: Final = timedelta(milliseconds=500)
+
 SCHEMA: Final = "treadle"
 CONNECTIONS: Final = 6
 SERVER_BEAT: Final = timedelta(seconds=1)

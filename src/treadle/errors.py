@@ -22,6 +22,7 @@ TreadleError
 │   │   └── BackupNotAdopted      the file is a copy nobody adopted
 │   ├── OwnTransactionOpen        enqueue would wait for your own transaction
 │   ├── TransactionTooOld         your transaction cannot become a writer
+│   ├── TransactionTooLong        job.transaction() was open beyond its deadline
 │   ├── NoTransaction             a connection was given, but it is in autocommit
 │   └── ForkedConnectionError     the process forked while the store was busy
 ├── QueueFull                     the queue reached its length cap
@@ -138,6 +139,10 @@ class OwnTransactionOpen(StoreError):
 
 class TransactionTooOld(StoreError):
     """The given connection reads an old snapshot and cannot become a writer."""
+
+
+class TransactionTooLong(StoreError):
+    """A handler's ``job.transaction()`` was open beyond its deadline and was rolled back."""
 
 
 class NoTransaction(StoreError):

@@ -136,6 +136,9 @@ class LeasedJob:
         return judge(self._attempt, outcome, self._attempt.claimed.claimed_at, now, granted)
 
     def _check(self) -> None:
+        if self.job.settled is not None and not self._over:
+            self._over = True
+            self._claims.settled(self.job.lease)
         if self._over:
             raise JobStateError(f"This attempt of job {self.job.id} was ended before; its outcome stands.")
 

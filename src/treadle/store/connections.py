@@ -180,8 +180,9 @@ class Connections:
         if session.settles:
             self._waiters.ring()
         changes = session.connection.total_changes
-        self._frames += 3 + (changes - self._changes) / self._rows_per_frame
-        self._changes = changes
+        if session.connection is self._writer:
+            changes, self._changes = changes - self._changes, changes
+        self._frames += 3 + changes / self._rows_per_frame
 
     def ring(self, token: bytes = b"r") -> None:
         """Ring every worker's bell."""

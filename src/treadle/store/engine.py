@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from treadle import defaults
 from treadle.clock import Clock
 from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy
+from treadle.store.lending import Lent
 from treadle.store.ops.workers import IdentityRow
 from treadle.store.replies import Reply
 from treadle.store.session import Session
@@ -188,6 +189,18 @@ class Engine(ABC):
     @abstractmethod
     async def arun_in(self, connection: object, operation: Callable[[Session], T]) -> T:
         """The same from async code, on connections of async libraries too."""
+
+    @abstractmethod
+    def lend(self, holder: str, deadline: float) -> Lent:
+        """Begin a write transaction for this thread to fill.
+
+        Args:
+            holder: where in the code, for messages.
+            deadline: seconds after which it is undone.
+
+        Raises:
+            StoreBusy: it could not begin within ``lock_timeout``.
+        """
 
     @abstractmethod
     def ring(self, token: bytes = b"r") -> None:

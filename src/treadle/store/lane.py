@@ -40,6 +40,8 @@ class Lane:
     _poisoned: bool
     _abandoned: bool
     _fork_ready: bool
+    lent_to: int | None
+    """The thread that has the lane's turn for a transaction of its own."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -87,6 +89,23 @@ class Lane:
             self._turn.release()
         return (result,)
 
+    def take_turn(self, timeout: float) -> bool:
+        """Keep the lane from working until :meth:`end_turn`; what it gets waits. False when it did not stop in time.
+
+        Raises:
+            StoreClosed: the lane is closed.
+        """
+        self.check_open()
+        if self._poisoned or not self._turn.acquire(timeout=timeout):
+            return False
+        self.lent_to = threading.get_ident()
+        return True
+
+    def end_turn(self) -> None:
+        """Let the lane go on; any thread may call this."""
+        self.lent_to = None
+        self._turn.release()
+
     def close(self, timeout: float) -> None:
         """Finish what waits, stop the thread and close the connection; safe to call twice."""
         with self._closing:
@@ -131,6 +150,7 @@ class Lane:
     def _start_anew(self) -> None:
         self._waiting: queue.SimpleQueue[Work[Any] | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
+        self.lent_to = None
         self._closing = threading.Lock()
         self._thread = None
         self._closed = False

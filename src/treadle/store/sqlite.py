@@ -46,17 +46,18 @@ class OwnConnection(sqlite3.Connection):
     """A connection of Treadle's own, to be told from the caller's."""
 
 
-def connect(path: Path, *, durability: str = "full", read_only: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, durability: str = "full", read_only: bool = False, cached: int = 256) -> sqlite3.Connection:
     """Open a connection with Treadle's pragmas; the caller serialises its use.
 
     Args:
         path: the database file; it must exist.
         durability: "full", "normal" or "off": SQLite's ``synchronous``.
         read_only: refuse writes on this connection.
+        cached: how many prepared statements are kept.
     """
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False,
-        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=256, factory=OwnConnection,
+        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=cached, factory=OwnConnection,
     )  # fmt: skip
     for pragma in (
         f"synchronous = {SYNCHRONOUS[durability]}",

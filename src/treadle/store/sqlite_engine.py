@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
 from treadle.clock import Clock
-from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy, StoreLost
+from treadle.errors import NotSupportedHere, OwnTransactionOpen, StoreBroken, StoreBusy, StoreLost
 from treadle.host import bells
 from treadle.host.guard import LockState, process_name, sqlite_locks, write_lock_holder
 from treadle.host.process import own_identity
@@ -19,12 +21,15 @@ from treadle.store.connections import Connections
 from treadle.store.engine import About, Bell, Engine
 from treadle.store.given import areduced, reduced
 from treadle.store.lane import Lane
+from treadle.store.lending import Lent
 from treadle.store.opening import file_of, open_file, private_folder
 from treadle.store.options import StoreOptions
 from treadle.store.readers import Readers
 from treadle.store.replies import Reply
 from treadle.store.seats import FileJudge, FileSeat
 from treadle.store.session import Session
+from treadle.store.sqlite import translate
+from treadle.store.sqlite_lending import lend
 from treadle.store.verdict import Check
 from treadle.store.watch import FileWatch
 
@@ -114,6 +119,14 @@ class SqliteEngine(Engine):
         self.connections.ring(b"t")
         return result
 
+    def lend(self, holder: str, deadline: float) -> Lent:
+        """The write lock itself: the lane and everybody else waits meanwhile."""
+        patience = self._options.lock_timeout
+        try:
+            return lend(self._lane, self.connections, self.facts, self.busy, patience, holder, deadline)
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
     def ring(self, token: bytes = b"r") -> None:
         """Wake every worker on this file."""
         self.connections.ring(token)
@@ -174,6 +187,11 @@ class SqliteEngine(Engine):
 
     def check_own_transaction(self) -> None:
         """Look whether this thread holds the write lock."""
+        if self._lane.lent_to == threading.get_ident():
+            raise OwnTransactionOpen(
+                "This thread is inside job.transaction(), and enqueue would wait for it to end. Pass its connection: "
+                "task.using(connection=tx.connection).enqueue(...), or use job.on_success(...)."
+            )
         if write_lock_holder(self.path) == own_identity().pid:
             callers.check_own_transaction(self.path)
 

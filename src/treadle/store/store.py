@@ -15,6 +15,7 @@ from treadle.model.job import NewJob
 from treadle.store.engine import Engine
 from treadle.store.engines import open_engine
 from treadle.store.ids import IdBlock
+from treadle.store.lending import Lent
 from treadle.store.options import StoreOptions
 from treadle.store.replies import LoopReply
 from treadle.store.session import Session
@@ -151,6 +152,10 @@ class Store:
             return Insert(jobs, ids)(session)
 
         return insert
+
+    def lend(self, holder: str, deadline: float) -> Lent:
+        """Begin a write transaction for this thread to fill; see :class:`~treadle.store.lending.Lent`."""
+        return self.engine.lend(holder, deadline)
 
     # Reading -----------------------------------------------------------------------------------
 

@@ -164,6 +164,9 @@ class Solo:
 
     def _settle(self, begun: _Begun, attempt: Attempt, outcome: Outcome) -> Transition:
         store, granted = begun.store, None
+        if attempt.context.settled is not None:
+            begun.claims.settled(begun.claimed.lease)
+            return attempt.context.settled
         if isinstance(outcome, Failed) and attempt.definition.retry.counts_immediates:
             granted = store.read(begun.claims.immediates(begun.claimed.id))
         transition = judge(attempt, outcome, begun.started_at, store.clock.now(), granted)

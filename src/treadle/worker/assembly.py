@@ -121,6 +121,7 @@ def assemble(
         slots, app.registry, runner, settler, desk, events, threads, None if birth is None else Children(birth, desk),
         store, presence.roll, clock, hooks.room, hooks.drain,
     )  # fmt: skip
+    desk.find = crew.find
     claimer = Claimer(
         store, presence, crew, options.queues, names, _caps(app.registry, names), clock, hooks.fail, hooks.idle,
         AHEAD_MOST if hooks.raised is None else 0,

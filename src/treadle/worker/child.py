@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from treadle.clock import Clock
-from treadle.errors import LeaseLost, StoreError
+from treadle.errors import LeaseLost, NotSupportedHere, StoreError
 from treadle.host.children import (
     adopt_orphans,
     become_child,
@@ -48,6 +48,7 @@ from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
 from treadle.worker.resources import Resources
 from treadle.worker.runner import Attempt, Runner, needs_loop, raised
+from treadle.worker.transacting import Completion
 
 CHUNK: Final = 1 << 16
 LOOK_FOR_PARENT_EVERY: Final = 1.0
@@ -123,6 +124,13 @@ class Pipe:
     def read_checkpoint(self, job_id: int) -> Future[tuple[str, bytes] | None]:
         """Let the worker read the job's last checkpoint."""
         return self._ask(job_id)
+
+    def completion(self, context: JobContext) -> Completion:
+        """There is none: the worker settles it."""
+        raise NotSupportedHere(
+            f"job.transaction() cannot be used in a process of its own, and job {context.id} runs in one: "
+            "isolation='process', or alone after crashes."
+        )
 
     def stop_soon(self, reason: str) -> None:
         """Let the worker drain and end."""

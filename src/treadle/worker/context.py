@@ -7,16 +7,19 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-from treadle.clock import Clock, to_datetime
-from treadle.errors import ConfigurationError, LeaseLost
+from treadle import defaults
+from treadle.clock import SECOND, Clock, to_datetime, to_duration
+from treadle.errors import ConfigurationError, JobStateError, LeaseLost
 from treadle.host.programs import AsyncProgram, Program, Programs, Word
 from treadle.model.codec import Codec
 from treadle.model.job import Claimed, LogLine, NewJob
 from treadle.model.lines import Lines
 from treadle.model.sanitise import clean_text
+from treadle.model.settle import Transition
+from treadle.worker.transacting import Completion, Transacting
 
 TAIL_MOST: Final = 16_000
 """Characters without a line end that are kept together."""
@@ -39,6 +42,9 @@ class Desk(Protocol):
 
     def stop_soon(self, reason: str) -> None:
         """Let the worker drain and end."""
+
+    def completion(self, context: JobContext) -> Completion:
+        """What settles the attempt from inside its handler."""
 
     @property
     def store_id(self) -> str:
@@ -69,7 +75,7 @@ class JobContext:
 
     __slots__ = (
         "_cancelled", "_claimed", "_codec", "_desk", "_follow", "_tails", "cancel_reason", "lines", "overdue",
-        "programs",
+        "programs", "settled",
     )  # fmt: skip
 
     def __init__(self, claimed: Claimed, codec: Codec, desk: Desk) -> None:
@@ -87,6 +93,8 @@ class JobContext:
         """The stack at the moment the attempt's timeout was over; None before that."""
         self.programs: Programs | None = None
         """What the handler has started by :meth:`popen` and :meth:`apopen`; None while that is nothing."""
+        self.settled: Transition | None = None
+        """The success that the handler itself has committed; None before that."""
 
     @property
     def id(self) -> int:
@@ -229,6 +237,37 @@ class JobContext:
     async def alast_checkpoint(self) -> object:
         """The same for ``async def`` handlers."""
         return self._decoded(await asyncio.wrap_future(self._desk.read_checkpoint(self._claimed.id)))
+
+    def transaction(self, *, deadline: timedelta | float = defaults.TRANSACTION_DEADLINE) -> Transacting:
+        """Commit your own rows together with this job's success: both are there, or neither.
+
+        When the block ends, the success is stored in the same transaction, if this attempt still owns the job. Then
+        the attempt is over: what the handler does or raises afterwards changes nothing. If the block raises, all of it
+        is rolled back, and the attempt goes on. ``async with`` collects statements and runs them when it ends.
+
+        On SQLite it holds the only write lock: keep it short, and do slow work before it.
+
+        Args:
+            deadline: seconds or timedelta after which it is rolled back.
+
+        Raises:
+            JobStateError: this attempt was settled before.
+            NotSupportedHere: the attempt runs in a process of its own.
+            LeaseLost: at the end of the block: the job belongs to another attempt, and nothing was stored.
+            TransactionTooLong: it was open beyond the deadline, and nothing was stored.
+            StoreBusy: it could not begin within ``lock_timeout``.
+
+        Example:
+            >>> with job.transaction() as tx:  # doctest: +SKIP
+            ...     tx.execute("UPDATE accounts SET balance = balance - ? WHERE id = ?", (amount, account))
+            ...     tx.succeed(amount)
+        """
+        if self.settled is not None:
+            raise JobStateError(f"This attempt of job {self.id} has committed its success before; it is over.")
+        seconds = to_duration(deadline) / SECOND
+        if seconds <= 0:
+            raise ConfigurationError(f"deadline={deadline!r} must be longer than nothing.")
+        return Transacting(self._desk.completion(self), seconds, on_loop=_on_event_loop())
 
     @property
     def follow(self) -> tuple[NewJob, ...]:

@@ -19,10 +19,12 @@ from treadle.model.retry import RETRIES_MAX
 from treadle.model.sanitise import class_name
 from treadle.model.settle import Transition, settle
 from treadle.store.ops.claim import arguments
+from treadle.store.ops.notes import lost
 from treadle.store.ops.settle import immediates
 from treadle.store.store import Store
 from treadle.worker.around import Wrapping
 from treadle.worker.children import Children
+from treadle.worker.completion import tell_of_rest
 from treadle.worker.context import Desk, JobContext
 from treadle.worker.events import Events
 from treadle.worker.judging import judge
@@ -205,6 +207,17 @@ class Crew:
         """Cut the grace of a stop short: cancel what runs now."""
         self._hurry.set()
 
+    def find(self, lease: int) -> tuple[Attempt, int]:
+        """A running attempt, and when it began; any thread may call this.
+
+        Raises:
+            LeaseLost: it does not run here any more.
+        """
+        found = self._running.get(lease)
+        if found is None:
+            raise lost(lease)
+        return found.attempt, found.started_at
+
     def stored(self, leases: Iterable[int]) -> None:
         """The outcomes of *leases* are stored: they are off the roll."""
         for lease in leases:
@@ -293,6 +306,13 @@ class Crew:
                 self._settle(one, one.given_up())
 
     def _settle(self, running: Running, outcome: Outcome) -> None:
+        settled = running.attempt.context.settled
+        if settled is not None:
+            tell_of_rest(running.attempt.claimed, outcome)
+            if self._events.wants_outcomes:
+                settled = settled._replace(claimed=running.attempt.claimed)
+            self._settler.settled_by_handler(settled)
+            return
         now, attempt = self._clock.now(), running.attempt
         if type(outcome) is Failed and attempt.definition.retry.counts_immediates:
             # How many immediate retries were granted is persisted, so it has to be read first.

@@ -10,7 +10,11 @@ from treadle.clock import Clock
 from treadle.model.job import LogLine
 from treadle.store.ops import notes
 from treadle.store.store import Store
+from treadle.worker.completion import AttemptCompletion
+from treadle.worker.context import JobContext
+from treadle.worker.runner import Attempt
 from treadle.worker.settler import Settler
+from treadle.worker.transacting import Completion
 
 
 class WorkerDesk:
@@ -32,6 +36,8 @@ class WorkerDesk:
         self.mark = mark
         self._settler = settler
         self._stop = stop
+        self.find: Callable[[int], tuple[Attempt, int]] = _nobody
+        """Finds an attempt that runs, and when it began; set once there is a crew."""
 
     @property
     def store_id(self) -> str:
@@ -59,6 +65,18 @@ class WorkerDesk:
         """Read a job's last checkpoint."""
         return self._store.submit_read(partial(notes.last_checkpoint, job_id=job_id))
 
+    def completion(self, context: JobContext) -> Completion:
+        """What settles a running attempt from inside its handler."""
+        attempt, started_at = self.find(context.lease)
+        settler = self._settler
+        return AttemptCompletion(
+            self._store, settler.worker, attempt, started_at, settler.take_lines, settler.note_line
+        )
+
     def stop_soon(self, reason: str) -> None:
         """Let the worker drain and end."""
         self._stop(reason)
+
+
+def _nobody(lease: int) -> tuple[Attempt, int]:
+    raise notes.lost(lease)

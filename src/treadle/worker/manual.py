@@ -28,12 +28,14 @@ from treadle.model.signature import Arguments, Signature
 from treadle.store.ops import claim, logs, meta, notes, settle, workers
 from treadle.store.session import Session
 from treadle.store.store import Store
+from treadle.worker.completion import AttemptCompletion
 from treadle.worker.context import JobContext
 from treadle.worker.judging import judge
 from treadle.worker.options import WorkerOptions
 from treadle.worker.presence import Abilities, Presence
 from treadle.worker.registry import Registry
 from treadle.worker.runner import Attempt
+from treadle.worker.transacting import Completion
 from treadle.worker.upkeep import Upkeep
 
 MOST: Final = 1000
@@ -55,6 +57,7 @@ class Claims:
         self._codecs = codecs
         self._failure: TreadleError | None = None
         self._lock = threading.Lock()
+        self._attempts: dict[int, Attempt] = {}
         self._tasks = set(registry.names())
         self._store_id = store.read(meta.store_id)
         abilities = Abilities(name=None, queues=(), tasks=tuple(sorted(self._tasks)), concurrency=MOST)
@@ -104,12 +107,19 @@ class Claims:
             attempt = Attempt(claimed, definition, JobContext(claimed, definition.codec, self))
             with self._lock:
                 self._presence.roll.enter(claimed.lease)
+                self._attempts[claimed.lease] = attempt
             try:
                 found.append((attempt, self._arguments(attempt)))
             except (PayloadError, ConfigurationError) as error:
                 held = judge(attempt, Held(f"undecodable: {error}"), claimed.claimed_at, claimed.claimed_at)
                 self._store.run(self.settling(held))
         return found
+
+    def settled(self, lease: int) -> None:
+        """An attempt was settled by its own transaction."""
+        with self._lock:
+            self._presence.roll.leave(lease)
+            self._attempts.pop(lease, None)
 
     def settling(self, transition: Transition) -> Callable[[Session], None]:
         """The operation that stores what an attempt came to.
@@ -178,6 +188,15 @@ class Claims:
         """Read a job's last checkpoint."""
         return self._store.submit_read(partial(notes.last_checkpoint, job_id=job_id))
 
+    def completion(self, context: JobContext) -> Completion:
+        """What settles an attempt by its own transaction."""
+        self._check()
+        with self._lock:
+            attempt = self._attempts.get(context.lease)
+        if attempt is None:
+            raise notes.lost(context.lease)
+        return AttemptCompletion(self._store, self._presence.name, attempt, attempt.claimed.claimed_at)
+
     def stop_soon(self, reason: str) -> None:
         """There is no worker to stop."""
         raise ConfigurationError(f"stop_worker() was called for a job that was claimed by hand ({reason}).")
@@ -194,6 +213,7 @@ class Claims:
             raise notes.lost(transition.lease)
         with self._lock:
             self._presence.roll.leave(transition.lease)
+            self._attempts.pop(transition.lease, None)
 
     def _arguments(self, attempt: Attempt) -> Arguments:
         claimed = attempt.claimed

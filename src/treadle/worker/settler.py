@@ -48,7 +48,7 @@ class Settler:
         on_fatal: Callable[[TreadleError], None],
     ) -> None:
         self._store = store
-        self._worker = worker
+        self.worker = worker
         self._on_stored = on_stored
         self._on_lost = on_lost
         self._on_fatal = on_fatal
@@ -83,6 +83,18 @@ class Settler:
         """Keep a line of an attempt; any thread may call this."""
         with self._noting:
             self._lines.setdefault(lease, []).append(line)
+
+    def take_lines(self, lease: int) -> list[LogLine]:
+        """The lines of an attempt that are not written yet, for whoever settles it; any thread may call this."""
+        with self._noting:
+            return self._lines.pop(lease, [])
+
+    def settled_by_handler(self, transition: Transition) -> None:
+        """A handler has committed its own success: nothing is left to store."""
+        self._notes.pop(transition.lease, None)
+        self._lines.pop(transition.lease, None)
+        self.stored += 1
+        self._on_stored([transition], [])
 
     async def drained(self) -> None:
         """Wait until everything queued so far is stored."""
@@ -136,7 +148,7 @@ class Settler:
                 return True
 
     async def _apply(self, batch: list[Transition]) -> list[int]:
-        return await self._store.apatient(partial(apply, transitions=batch, worker=self._worker))
+        return await self._store.apatient(partial(apply, transitions=batch, worker=self.worker))
 
     async def _divide(self, batch: list[Transition], error: Exception) -> bool:
         """Store each half by itself; the single culprit is held, so that its work is not repeated blindly."""

@@ -62,6 +62,22 @@ class Connection(psycopg.Connection[Any]):
     since = 0.0
     mark = ""
     commits = 0
+    lent = False
+    """A handler has it, and must not end the transaction that its job's success completes."""
+
+    def commit(self) -> None:
+        """Refused while it is lent."""
+        self._refuse_when_lent("commit")
+        super().commit()
+
+    def rollback(self) -> None:
+        """Refused while it is lent."""
+        self._refuse_when_lent("rollback")
+        super().rollback()
+
+    def _refuse_when_lent(self, verb: str) -> None:
+        if self.lent:
+            raise psycopg.ProgrammingError(f"{verb}() cannot be called in job.transaction(): it ends with its block.")
 
 
 class Connections:

@@ -18,6 +18,7 @@ from treadle.host.files import run_folder
 from treadle.store.dialect import PostgresDialect
 from treadle.store.engine import About, Bell, Engine, Watch
 from treadle.store.given import areduced, reduced
+from treadle.store.lending import Lent
 from treadle.store.ops import meta
 from treadle.store.ops.sequences import burn
 from treadle.store.options import StoreOptions
@@ -28,6 +29,7 @@ from treadle.store.postgres.clock import ServerClock
 from treadle.store.postgres.connections import Connection, Connections, check_url
 from treadle.store.postgres.errors import translate, unreachable
 from treadle.store.postgres.lanes import Lanes
+from treadle.store.postgres.lending import Lending
 from treadle.store.postgres.listener import NOTIFY, Listener
 from treadle.store.postgres.opening import bring_up_to_date
 from treadle.store.postgres.reading import Reads
@@ -69,18 +71,25 @@ class PostgresEngine(Engine):
         # Signs of life have a connection of their own: somebody's open transaction may hold up every other one.
         self._sign_connections = Connections(url, self.place, replace(options, connections=1), clock)
         self._signs = self._make_lanes(self._sign_connections, clock, 1)
+        self._lending = Lending(
+            self._connections, self._make_transactions(self._connections), self.place, clock,
+            max(1, options.connections // 3), options.lock_timeout, self._after_commit,
+        )  # fmt: skip
         self._reads = Reads(self._connections, self._dialect, self._server_clock, self.place, options.lock_timeout)
         self._listener = Listener(self._connect_listener, self._channel, self.place)
         self._open()
 
     def _make_lanes(self, connections: Connections, clock: Clock, count: int) -> Lanes:
-        transactions = Transactions(
-            connections, self._dialect, self._server_clock, self.place, self._options.durability,
-            self._options.lock_timeout,
-        )  # fmt: skip
+        transactions = self._make_transactions(connections)
         return Lanes(
             connections, transactions, self.place, clock, count, self._options.lock_timeout, self._after_commit
         )
+
+    def _make_transactions(self, connections: Connections) -> Transactions:
+        return Transactions(
+            connections, self._dialect, self._server_clock, self.place, self._options.durability,
+            self._options.lock_timeout,
+        )  # fmt: skip
 
     def _open(self) -> None:
         options = self._options
@@ -154,6 +163,10 @@ class PostgresEngine(Engine):
         """The same from async code."""
         return await self._callers.arun_in(await areduced(connection), operation)
 
+    def lend(self, holder: str, deadline: float) -> Lent:
+        """A transaction on a connection of its own."""
+        return self._lending.lend(holder, deadline)
+
     def ring(self, token: bytes = b"r") -> None:
         """Wake every worker, here and elsewhere."""
         self._listener.ring(token, settled=False)
@@ -225,6 +238,7 @@ class PostgresEngine(Engine):
             connections.start_anew()
         for lanes in (self._lanes, self._signs):
             lanes.start_anew()
+        self._lending.start_anew()
         self._reads.start_anew()
         self._listener.start_anew()
         return True
