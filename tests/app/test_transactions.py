@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,27 @@ def test_a_forgotten_connection_is_noticed(task: Ship, own: sqlite3.Connection, 
     assert states(file_app) == []
     task.enqueue(8)
     assert len(every_job(file_app)) == 1
+
+
+def test_looking_for_a_forgotten_connection_wakes_nobody(
+    task: Ship, own: sqlite3.Connection, path: Path
+) -> None:
+    """Objects that are made when somebody asks for their class, as web frameworks have them, are left asleep."""
+    woken: list[str] = []
+
+    class Lazy:
+        @property
+        def __class__(self) -> Any:
+            woken.append("made")
+            raise RuntimeError("made too early")
+
+    lazy = [Lazy()]
+    with closing(sqlite3.connect(path, isolation_level=None)) as later:  # the search comes by the older object first
+        later.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OwnTransactionOpen):
+            task.enqueue(7)
+        later.execute("COMMIT")
+    assert (len(lazy), woken) == (1, [])
 
 
 def test_async_code_can_enqueue_in_its_transaction(task: Ship, own: sqlite3.Connection) -> None:

@@ -105,7 +105,8 @@ def check_own_transaction(path: Path) -> None:
         OwnTransactionOpen: with the remedy.
     """
     for found in gc.get_objects():
-        if isinstance(found, sqlite3.Connection) and _is_mine_and_open(found) and _is_open_on(found, path):
+        # By its type: isinstance() also asks the object, and wakes up lazy ones, such as a web framework's user.
+        if issubclass(type(found), sqlite3.Connection) and _is_mine_and_open(found) and _is_open_on(found, path):
             raise OwnTransactionOpen(
                 f"This thread has a transaction of its own open on {path}, and enqueue would wait for it for ever. "
                 "Pass it: task.using(connection=conn).enqueue(...), or commit first."

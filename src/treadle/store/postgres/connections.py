@@ -67,17 +67,17 @@ class Connection(psycopg.Connection[Any]):
 
     def commit(self) -> None:
         """Refused while it is lent."""
-        self._refuse_when_lent("commit")
+        self._refuse_when_lent("commit()")
         super().commit()
 
     def rollback(self) -> None:
         """Refused while it is lent."""
-        self._refuse_when_lent("rollback")
+        self._refuse_when_lent("rollback()")
         super().rollback()
 
     def _refuse_when_lent(self, verb: str) -> None:
         if self.lent:
-            raise psycopg.ProgrammingError(f"{verb}() cannot be called in job.transaction(): it ends with its block.")
+            raise psycopg.ProgrammingError(f"{verb} cannot be called in job.transaction(): it ends with its block.")
 
 
 class Connections:
