@@ -451,6 +451,22 @@ def burn(_: JobContext, value: Any) -> int:
     return sum(range(3_000_000)) + len(held)
 
 
+@deed
+def complete(job: JobContext, value: Any) -> str:
+    """Commit a row with the success, then end in another way."""
+    job.log("before")
+    with job.transaction() as tx:
+        tx.execute("INSERT INTO effects (job, pid) VALUES (?, ?)", (job.id, os.getpid()))
+        tx.succeed("completed")
+        job.log("inside")
+    job.log("after")
+    if value == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if value == "raise":
+        raise ValueError("too late")
+    return "ignored"
+
+
 # The app -------------------------------------------------------------------------------------------------------------
 
 TASKS: dict[str, Any] = {}
@@ -465,6 +481,11 @@ def build(url: str | None = None) -> Treadle:
 
     async def aact(job: JobContext, what: str, value: object = None) -> object:
         """Deeds that wait are done as a coroutine would."""
+        if what == "complete":
+            async with job.transaction() as tx:
+                await tx.execute("INSERT INTO effects (job, pid) VALUES (?, ?)", (job.id, os.getpid()))
+                tx.succeed("completed")
+            raise ValueError("too late")
         if what not in ("wait", "swallow"):
             return DEEDS[what](job, value)
         say(f"{value} begun", os.getpid())

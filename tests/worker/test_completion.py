@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 
 import postgres
-from treadle import Job, JobContext, Snooze, Treadle
+from treadle import Job, JobContext, JobState, Snooze, Treadle
 from treadle.errors import (
     ConfigurationError,
     JobFailed,
@@ -27,7 +28,8 @@ from treadle.errors import (
 )
 from treadle.host.failpoints import arm, disarm, raising
 from treadle.testing import perform
-from worker.kit import PATIENCE, eventually, heard, run_all, states
+from worker.isolated import TASKS
+from worker.kit import PATIENCE, change, eventually, heard, run_all, states
 
 TABLE = "CREATE TABLE effects (job BIGINT PRIMARY KEY)"
 
@@ -51,7 +53,7 @@ class Bank:
     def steal(self, job: int) -> None:
         """Take a running job away, as a rescue by another worker does."""
         table = "treadle_jobs" if self.is_file else "treadle.treadle_jobs"
-        self._run(f"UPDATE {table} SET state = 3, lease = NULL WHERE id = {job}")
+        self._run(f"UPDATE {table} SET state = {JobState.HELD.code}, lease = NULL WHERE id = {job}")
 
     def _run(self, sql: str) -> list[Any]:
         if self.is_file:
@@ -632,6 +634,55 @@ def test_subscribers_hear_of_it(bank: Bank) -> None:
 
     ran(bank, body)
     assert told == ["succeeded pay"]
+
+
+@pytest.fixture
+def effects(shop: Treadle, path: Path) -> Callable[[], list[Any]]:
+    """A table beside the jobs, and who wrote into it."""
+    assert states(shop) == []
+    change(path, "CREATE TABLE effects (job INTEGER, pid INTEGER)")
+
+    def look() -> list[Any]:
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT job, pid FROM effects").fetchall()
+
+    return look
+
+
+@pytest.mark.parametrize(("task", "value"), [("act", ""), ("act", "raise"), ("act", "die"), ("aact", "raise")])
+def test_a_process_of_its_own_completes_too(shop: Treadle, effects: Any, task: str, value: str) -> None:
+    """The child commits by its own connection; however it ends then, the success stands, with its lines."""
+    with shop.worker(concurrency=1):
+        job = TASKS[task].enqueue("complete", value)
+        assert job.result(PATIENCE) == "completed"
+    ((number, pid),) = effects()
+    assert (number, pid != os.getpid()) == (job.id, True)
+    assert [str(one.outcome) for one in job.record().attempts] == ["succeeded"]
+    if task == "act":
+        assert [line.text for line in shop.logs(job.id) if line.source == "job"] == ["before", "inside", "after"]
+
+
+def test_a_suspect_of_crashes_completes(shop: Treadle, effects: Any, path: Path) -> None:
+    """A job that has to run alone, in a process of its own, has its transaction all the same."""
+    job = TASKS["twice"].enqueue("complete")
+    change(path, "UPDATE treadle_jobs SET crashes = 1")
+    with shop.worker(concurrency=1):
+        assert job.result(PATIENCE) == "completed"
+    ((_, pid),) = effects()
+    assert pid != os.getpid()
+
+
+def test_lines_said_after_the_commit_are_kept(bank: Bank) -> None:
+    """An attempt that is over may still say something: its lines are stored with it."""
+
+    def body(job: JobContext) -> object:
+        with job.transaction() as tx:
+            tx.execute(bank.add, (job.id,))
+        job.log("after")
+        return None
+
+    job = ran(bank, body)
+    eventually(lambda: [line.text for line in bank.app.logs(job.id)] == ["after"])
 
 
 def _nothing() -> None: ...

@@ -52,6 +52,7 @@ class Lent(ABC):
         self._state = "open"
         self._moving = threading.Lock()
         self._over = threading.Event()
+        self._closed = threading.Event()
 
     def watch(self) -> None:
         """Start the watcher."""
@@ -96,19 +97,23 @@ class Lent(ABC):
             raise self.too_long()
         with self._lock:
             result = self._store(operation)
-            self._end()
-            return result
+        self.undo()
+        return result
 
     def undo(self) -> None:
-        """Roll back unless it is over; safe to call twice."""
-        with self._lock:
+        """Roll back what was not stored, and give everything back; safe to call twice."""
+        if self._move("open", "over") or self._move("storing", "over"):
             self._end()
+        elif self.is_too_long:
+            self._closed.wait()  # or the watcher would close a connection that others have by then
 
     def _end(self) -> None:
-        if not self._over.is_set():
-            self._over.set()
-            self._move("open", "over")
-            self._close()
+        self._over.set()
+        try:
+            with self._lock:
+                self._close()
+        finally:
+            self._closed.set()
 
     def _move(self, before: str, after: str) -> bool:
         with self._moving:
@@ -126,8 +131,10 @@ class Lent(ABC):
         if self._over.wait(self.deadline - patience) or not self._move("open", "too long"):
             return
         log.error("%s", self.too_long())
-        self._interrupt()
-        self.undo()
+        try:
+            self._interrupt()
+        finally:
+            self._end()
 
     @abstractmethod
     def _store(self, operation: Callable[[Session], T]) -> T:

@@ -116,7 +116,7 @@ def assemble(
     resources = Resources(app.extensions.resources, hooks.on_loop)
     threads = ThreadPool(slots, "treadle-job")
     runner = Runner(app.codecs, Around(app.extensions, resources), threads.call, hooks.raised)
-    birth = None if location is None else Birth(location, presence.children_lock, presence.mark)
+    birth = None if location is None else Birth(location, presence.children_lock, presence.mark, presence.name)
     crew = Crew(
         slots, app.registry, runner, settler, desk, events, threads, None if birth is None else Children(birth, desk),
         store, presence.roll, clock, hooks.room, hooks.drain,

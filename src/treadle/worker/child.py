@@ -40,9 +40,13 @@ from treadle.model.definition import TaskDefinition
 from treadle.model.job import LogLine
 from treadle.model.outcome import Held, Outcome
 from treadle.model.sanitise import describe_exception
+from treadle.store.ops.meta import store_id
+from treadle.store.ops.notes import lost
+from treadle.store.store import Store
 from treadle.worker import wire
 from treadle.worker.around import Around
 from treadle.worker.capture import capture_logging
+from treadle.worker.completion import AttemptCompletion
 from treadle.worker.context import RUNNING, JobContext
 from treadle.worker.location import find_again
 from treadle.worker.registry import Registry
@@ -79,8 +83,9 @@ class Pipe:
         self.wish: wire.Cancel | None = None
         """That the attempt that was sent last should stop; it may come before the attempt has begun."""
         self.on_wish = _nobody
-        self.store_id = ""
+        self.store_id = self.worker = ""
         self.clock: Clock
+        self.make_completion: Callable[[JobContext], Completion]
 
     def hello(self) -> wire.Hello:
         """The worker's first message."""
@@ -126,11 +131,8 @@ class Pipe:
         return self._ask(job_id)
 
     def completion(self, context: JobContext) -> Completion:
-        """There is none: the worker settles it."""
-        raise NotSupportedHere(
-            f"job.transaction() cannot be used in a process of its own, and job {context.id} runs in one: "
-            "isolation='process', or alone after crashes."
-        )
+        """What settles the attempt from here, by this process's own connection to the database."""
+        return self.make_completion(context)
 
     def stop_soon(self, reason: str) -> None:
         """Let the worker drain and end."""
@@ -180,6 +182,8 @@ class Handler:
 
     def __init__(self, pipe: Pipe, app: Any) -> None:
         self._pipe = pipe
+        self._app = app
+        self._attempt: Attempt | None = None
         self._registry: Registry = app.registry
         self._loop = asyncio.Runner()
         around = Around(app.extensions, Resources(app.extensions.resources, self._loop.run))
@@ -188,6 +192,7 @@ class Handler:
         self._context: JobContext | None = None
         self._task: asyncio.Task[Outcome] | None = None
         pipe.on_wish = self.grant
+        pipe.make_completion = self._completion
 
     def handle(self, run: wire.Run) -> wire.Ended:
         """Run one attempt and say what came of it."""
@@ -200,8 +205,9 @@ class Handler:
         self._pipe.say(wire.Begun())
         self._mend_outputs()
         wrapping = self._runner.wrapping_of(definition)
-        outcome = self._run(Attempt(run.claimed, definition, context, wrapping), run.memory)
-        self._context = None
+        self._attempt = Attempt(run.claimed, definition, context, wrapping)
+        outcome = self._run(self._attempt, run.memory)
+        self._context = self._attempt = None
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):  # the handler has closed or replaced it
                 stream.flush()
@@ -217,6 +223,21 @@ class Handler:
         if task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def _completion(self, context: JobContext) -> Completion:
+        attempt = self._attempt
+        if attempt is None or attempt.context is not context:
+            raise lost(context.lease)
+        store: Store = self._app.store
+        if store.read(store_id) != self._pipe.store_id:
+            raise NotSupportedHere(
+                f"job.transaction() cannot be used here: the app of this process keeps its jobs in {store.place}, its "
+                "worker in another database."
+            )
+        return AttemptCompletion(
+            store, self._pipe.worker, attempt, self._app.clock.now(),
+            on_settled=lambda settled: self._pipe.say(wire.Settled(settled.lease, settled.finished_at)),
+        )  # fmt: skip
 
     def _mend_outputs(self) -> None:
         """A handler before this one may have closed them, or put others in their places."""
@@ -263,7 +284,7 @@ def main(inward: int, outward: int, stacks: int) -> None:
     write_stacks_to(stacks)
     pipe = Pipe(inward, outward, own_mark())
     hello = pipe.hello()
-    pipe.store_id = hello.store_id
+    pipe.store_id, pipe.worker = hello.store_id, hello.worker
     hold = Hold.take(Path(hello.lock), hello.place)
     if hold is None:
         pipe.say(wire.Broken(f"byte {hello.place} of {hello.lock} is locked by another process"))

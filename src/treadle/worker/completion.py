@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from treadle.clock import SECOND
 from treadle.errors import ConfigurationError, LeaseLost
 from treadle.model.job import Claimed, LogLine
-from treadle.model.outcome import Cancelled, Failed, Outcome, Released, Succeeded
+from treadle.model.outcome import Cancelled, Crashed, Failed, Outcome, Released, Succeeded
 from treadle.model.settle import Transition
 from treadle.store.lending import Buffered, Lent
 from treadle.store.ops import notes, settle
@@ -39,6 +39,11 @@ def tell_of_rest(claimed: Claimed, outcome: Outcome) -> None:
             "Job %s (%s) returned a value after it had committed its success; pass results to tx.succeed(...).",
             claimed.id, claimed.task,
         )  # fmt: skip
+    elif isinstance(outcome, Crashed):
+        log.error(
+            "The process of job %s (%s) ended after it had committed its success, which stands: %s", claimed.id,
+            claimed.task, outcome.message,
+        )  # fmt: skip
     elif not isinstance(outcome, Succeeded | Released | Cancelled):
         log.error(
             "Job %s (%s) asked for %s after it had committed its success, which stands.", claimed.id, claimed.task,
@@ -56,6 +61,7 @@ class AttemptCompletion(NamedTuple):
         started_at: when its handler began, microseconds.
         take_lines: gives the lines of a lease that are not written yet.
         give_lines: takes them back, when nothing was stored.
+        on_settled: told of the success, once it is stored.
     """
 
     store: Store
@@ -64,6 +70,7 @@ class AttemptCompletion(NamedTuple):
     started_at: int
     take_lines: Callable[[int], list[LogLine]] = _no_lines
     give_lines: Callable[[int, LogLine], None] | None = None
+    on_settled: Callable[[Transition], None] | None = None
 
     def lend(self, holder: str, deadline: float) -> Lent:
         """Begin a write transaction."""
@@ -82,7 +89,7 @@ class AttemptCompletion(NamedTuple):
         except BaseException as error:
             self._failed(transition, error)
             raise
-        self.attempt.context.settled = transition
+        self._settled(transition)
 
     async def run(self, statements: Sequence[tuple[Any, Any]], holder: str, deadline: float, result: object) -> None:
         """Run statements, store the success and commit, in one go. A cancelled handler waits for the end of it."""
@@ -101,7 +108,12 @@ class AttemptCompletion(NamedTuple):
         except BaseException as error:
             self._failed(transition, error)
             raise
+        self._settled(transition)
+
+    def _settled(self, transition: Transition) -> None:
         self.attempt.context.settled = transition
+        if self.on_settled is not None:
+            self.on_settled(transition)
 
     def _judged(self, result: object) -> Transition:
         attempt = self.attempt

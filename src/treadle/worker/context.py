@@ -17,8 +17,9 @@ from treadle.host.programs import AsyncProgram, Program, Programs, Word
 from treadle.model.codec import Codec
 from treadle.model.job import Claimed, LogLine, NewJob
 from treadle.model.lines import Lines
+from treadle.model.outcome import Succeeded
 from treadle.model.sanitise import clean_text
-from treadle.model.settle import Transition
+from treadle.model.settle import Transition, succeeded
 from treadle.worker.transacting import Completion, Transacting
 
 TAIL_MOST: Final = 16_000
@@ -252,7 +253,7 @@ class JobContext:
 
         Raises:
             JobStateError: this attempt was settled before.
-            NotSupportedHere: the attempt runs in a process of its own.
+            NotSupportedHere: the attempt runs in a process of its own, whose app is on another database.
             LeaseLost: at the end of the block: the job belongs to another attempt, and nothing was stored.
             TransactionTooLong: it was open beyond the deadline, and nothing was stored.
             StoreBusy: it could not begin within ``lock_timeout``.
@@ -268,6 +269,10 @@ class JobContext:
         if seconds <= 0:
             raise ConfigurationError(f"deadline={deadline!r} must be longer than nothing.")
         return Transacting(self._desk.completion(self), seconds, on_loop=_on_event_loop())
+
+    def settled_elsewhere(self, finished_at: int) -> None:
+        """The handler has committed its success in another process; the worker calls this."""
+        self.settled = succeeded(self._claimed, Succeeded(), self._claimed.claimed_at, finished_at)
 
     @property
     def follow(self) -> tuple[NewJob, ...]:

@@ -311,7 +311,9 @@ class Crew:
             tell_of_rest(running.attempt.claimed, outcome)
             if self._events.wants_outcomes:
                 settled = settled._replace(claimed=running.attempt.claimed)
-            self._settler.settled_by_handler(settled)
+            # A child's lines are still here; those of others were stored with their success.
+            rest = running.attempt.context.last_lines() if isinstance(running, InChild) else ()
+            self._settler.settled_by_handler(settled, rest, running.usage)
             return
         now, attempt = self._clock.now(), running.attempt
         if type(outcome) is Failed and attempt.definition.retry.counts_immediates:

@@ -6,15 +6,16 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
 from treadle.errors import LeaseLost, StoreBusy, StoreClosed, StoreFull, StoreLost, TreadleError
-from treadle.model.job import AttemptOutcome, JobState, LogLine
+from treadle.model.job import AttemptOutcome, JobState, LogLine, Usage
 from treadle.model.settle import Transition
 from treadle.store.ops import logs, notes
-from treadle.store.ops.settle import apply
+from treadle.store.ops.settle import add, apply, live
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -58,6 +59,8 @@ class Settler:
         """How many outcomes were stored or refused so far."""
         self._notes: Notes = {}
         self._lines: Lines = {}
+        self._late: Lines = {}
+        """Lines that were on their way when their lease was gone: its handler may have settled it meanwhile."""
         self._noting = threading.Lock()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -67,6 +70,8 @@ class Settler:
         """Queue a transition; it is stored with its neighbours."""
         if self._notes:
             self._notes.pop(transition.lease, None)
+        if self._late:
+            self._late.pop(transition.lease, None)  # its lease was lost
         if self._lines and (lines := self._lines.pop(transition.lease, None)):
             transition = transition._replace(logs=(*lines, *transition.logs))
         self._waiting.append(transition)
@@ -89,10 +94,14 @@ class Settler:
         with self._noting:
             return self._lines.pop(lease, [])
 
-    def settled_by_handler(self, transition: Transition) -> None:
-        """A handler has committed its own success: nothing is left to store."""
+    def settled_by_handler(self, transition: Transition, rest: Sequence[LogLine], usage: Usage | None) -> None:
+        """A handler has committed its own success, *transition*: only what came too late for that is left to store."""
         self._notes.pop(transition.lease, None)
-        self._lines.pop(transition.lease, None)
+        late = self._late.pop(transition.lease, [])
+        lines = (*late, *self.take_lines(transition.lease), *rest)
+        if lines or usage is not None:
+            added = self._store.submit(partial(add, ended=transition._replace(logs=lines, usage=usage)))
+            added.add_done_callback(_tell_of_late)
         self.stored += 1
         self._on_stored([transition], [])
 
@@ -182,6 +191,7 @@ class Settler:
     async def _write_notes(self, taken: Notes, lines: Lines) -> None:
         def progress(session: Session) -> list[int]:
             logs.write(session, lines.items())
+            self._late |= _without(lines, live(session, list(lines))) if lines else {}
             return [lease for lease, note in taken.items() if not _write_note(session, lease, *note)]
 
         try:
@@ -191,6 +201,15 @@ class Settler:
             return
         for lease in lost:
             self._on_lost(lease)
+
+
+def _without(lines: Lines, kept: Mapping[int, object]) -> Lines:
+    return {lease: said for lease, said in lines.items() if lease not in kept}
+
+
+def _tell_of_late(added: Future[None]) -> None:
+    if added.exception() is not None:
+        log.warning("Lines of an attempt that had settled itself were not stored: %s", added.exception())
 
 
 def _write_note(session: Session, lease: int, fraction: float, message: str) -> bool:

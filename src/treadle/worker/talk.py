@@ -67,11 +67,13 @@ class Birth(NamedTuple):
         location: where its app is.
         lock: the file in which it locks a byte.
         mark: what its environment and that of everything it starts carries.
+        worker: the worker's name, for the history.
     """
 
     location: Location
     lock: Path
     mark: str
+    worker: str
 
 
 class Talk:
@@ -197,7 +199,7 @@ class Talk:
         where = self._birth.location
         self.tell(wire.Hello(
             where.app, where.main, list(where.sys_path), str(self._birth.lock), self._place, self._desk.store_id,
-            logging.getLogger().getEffectiveLevel(),
+            logging.getLogger().getEffectiveLevel(), self._birth.worker,
         ))  # fmt: skip
 
     async def _answer(self, answer: asyncio.Future[T]) -> T:
@@ -279,14 +281,21 @@ class Talk:
                 _resolve(self._ended, message)
             case wire.Begun():
                 self._begun = True
-            case wire.Progress(lease, fraction, text):
-                self._desk.note_progress(lease, fraction, text)
-            case wire.Line():
-                self._hear_line(message)
             case wire.StopWorker(reason):
                 self._desk.stop_soon(reason)
+            case wire.Progress() | wire.Line():
+                self._note(message)
+            case wire.Settled(lease, finished_at):
+                if self._context is not None and self._context.lease == lease:
+                    self._context.settled_elsewhere(finished_at)
             case wire.Ask():
                 self._look_up(message)
+
+    def _note(self, message: wire.Progress | wire.Line) -> None:
+        if isinstance(message, wire.Progress):
+            self._desk.note_progress(message.lease, message.fraction, message.message)
+        else:
+            self._hear_line(message)
 
     def _hear_line(self, message: wire.Line) -> None:
         line = message.line

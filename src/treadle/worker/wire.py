@@ -41,6 +41,7 @@ class Hello(Message, frozen=True):
     place: int
     store_id: str
     log_level: int
+    worker: str = ""
 
 
 class Run(Message, frozen=True):
@@ -117,6 +118,13 @@ class StopWorker(Message, frozen=True):
     reason: str
 
 
+class Settled(Message, frozen=True):
+    """The handler has committed its own success."""
+
+    lease: int
+    finished_at: int
+
+
 class Ended(Message, frozen=True):
     """What the attempt came to: the name of its outcome and its fields, packed."""
 
@@ -128,7 +136,7 @@ class Ended(Message, frozen=True):
 
 
 ToChild = Hello | Run | Cancel | Reply
-ToParent = Ready | Broken | Begun | Progress | Line | Ask | StopWorker | Ended
+ToParent = Ready | Broken | Begun | Progress | Line | Ask | StopWorker | Settled | Ended
 _PACK: Final = msgspec.msgpack.Encoder()
 _TO_CHILD: Final = msgspec.msgpack.Decoder(ToChild)
 _TO_PARENT: Final = msgspec.msgpack.Decoder(ToParent)

@@ -23,6 +23,15 @@ FROM {d.rows("lines")} e CROSS JOIN treadle_jobs j {d.index("treadle_jobs_runnin
 WHERE j.state = 5 AND j.lease = {d.item("e.value", 0)}
 ORDER BY e.place
 """)
+# The same for an attempt that has ended, by its place in the history.
+WRITE_ENDED: Final = Sql(lambda d: f"""
+INSERT INTO treadle_logs (job_id, lease, logged_at, level, source, text)
+SELECT a.job_id, a.lease, {d.item("e.value", 1)}, {d.item("e.value", 2)}, {d.item("e.value", 3, "text")},
+    {d.item("e.value", 4, "text")}
+FROM {d.rows("lines")} e CROSS JOIN treadle_attempts a
+WHERE a.job_id = :job AND a.lease = {d.item("e.value", 0)}
+ORDER BY e.place
+""")
 COLUMNS: Final = "SELECT l.seq, l.job_id, l.lease, l.logged_at, l.level, l.source, l.text FROM treadle_logs l"
 AFTER: Final = f"{COLUMNS} WHERE {{conditions}} ORDER BY l.seq LIMIT :most"
 LAST: Final = f"SELECT * FROM ({COLUMNS} WHERE {{conditions}} ORDER BY l.seq DESC LIMIT :most) AS newest ORDER BY seq"
@@ -46,6 +55,13 @@ def write(session: Session, lines: Iterable[tuple[int, Sequence[LogLine]]]) -> N
     rows = [(lease, *line) for lease, told in lines for line in told]
     if rows:
         session.change(WRITE, {"lines": msgspec.json.encode(rows).decode()})
+
+
+def write_ended(session: Session, job_id: int, lease: int, lines: Sequence[LogLine]) -> None:
+    """Store lines of an attempt that has ended, which came after its outcome was stored."""
+    rows = [(lease, *line) for line in lines]
+    if rows:
+        session.change(WRITE_ENDED, {"lines": msgspec.json.encode(rows).decode(), "job": job_id})
 
 
 def read(session: Session, job_id: int | None, after: int, most: int) -> tuple[LogRecord, ...]:

@@ -127,6 +127,13 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     return sorted(lost)
 
 
+def add(session: Session, ended: Transition) -> None:
+    """Add to an attempt that has ended what came after its outcome was stored: lines, and what its process used."""
+    logs.write_ended(session, ended.job_id, ended.lease, ended.logs)
+    if ended.usage is not None:
+        session.change(USAGE, {"job": ended.job_id, "lease": ended.lease, **ended.usage._asdict()})
+
+
 def release(session: Session, leases: Sequence[int]) -> int:
     """Give back leases whose handlers never began; the jobs are ready again, nothing else changes."""
     session.ring()
