@@ -29,6 +29,7 @@ COMMANDS = {
     "signals": [["python", "tests/faults/signals.py"]],
     "powercut": [["python", "tests/faults/powercut.py"]],
     "hosts": [["python", "-m", "pytest", "-q", "tests/hosts", "--timeout", "0", "--rounds", "25"]],
+    "effects": [["python", "tests/faults/effects.py"]],
     "bench": [["python", "-m", "benchmarks"]],
 }
 
