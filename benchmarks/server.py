@@ -62,9 +62,10 @@ def run(bench: Bench) -> Section:
         name="server",
         title="PostgreSQL",
         settings=(
-            f"PostgreSQL {_version()} on the same machine, fsync and synchronous_commit on, {', '.join(SETTINGS)}. "
+            f"PostgreSQL {_version()} on the same machine, commits synced, {', '.join(SETTINGS)}. "
             f"{jobs:,} ready no-op async jobs with two short text arguments (procrastinate {fewer:,}), stored in "
-            f"chunks of {CHUNK:,}, concurrency 10 in each worker process, from the first worker's start to the last one's end. "
+            f"chunks of {CHUNK:,}, concurrency 10 in each worker process, from the first one's start to the last one's "
+            "end. "
             "Pickup: from before enqueue to the first line of the handler, two processes, an idle queue."
         ),
         figures=(

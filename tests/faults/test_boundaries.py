@@ -16,23 +16,27 @@ TREES = {
 }
 BOUNDARY = re.compile(r"\s*(BEGIN\s+(?:IMMEDIATE|EXCLUSIVE)|COMMIT|END)(?:\s+TRANSACTION)?\s*;?\s*", re.IGNORECASE)
 HOME = "store/transaction.py"
+SERVER = {(f"store/postgres/{name}.py", "COMMIT") for name in ("transactions", "reading", "opening")}
+"""There reading is a transaction too, and its end needs no point; the third is the end of a printed script."""
 AFTER = {"begin": "after_begin", "commit": "after_commit"}
 
 
 def test_only_one_module_begins_and_commits() -> None:
-    """BEGIN IMMEDIATE and COMMIT are said once each, in store/transaction.py; nobody calls a driver's commit()."""
+    """For each database writes are begun and committed in one module; nobody calls a driver's commit()."""
     said = {
         (path, match[1])
         for path, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and (match := BOUNDARY.fullmatch(node.value))
     }
-    assert said == {(HOME, "BEGIN IMMEDIATE"), (HOME, "COMMIT")}
+    assert said - SERVER == {(HOME, "BEGIN IMMEDIATE"), (HOME, "COMMIT")}
+    assert said >= SERVER
     called = [
         f"{path}:{node.lineno}"
         for path, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit"
+        if ast.unparse(node.func) != "super().commit"  # where it is refused
     ]
     assert called == []
 

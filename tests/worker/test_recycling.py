@@ -53,6 +53,7 @@ def test_a_worker_ends_after_so_many_jobs(app: Treadle) -> None:
     assert app.workers() == ()
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("limit", "words"), [({"max_age": 0.04}, "s old (max_age)"), ({"max_memory": 1000}, "bytes in memory (max_memory)")]
 )

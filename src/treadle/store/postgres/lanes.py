@@ -198,7 +198,7 @@ class Lanes:
             running = starting(group)
             reach("after_begin", running, how)
             answers = [answer for works in bundles(running) for answer in run_bundle(session, works)]
-            if not self.transactions.commit(session, running, how):
+            if not self.transactions.finish(session, running, how):
                 return False
         except BaseException:
             undo(connection)

@@ -54,7 +54,7 @@ class ServerLent(Lent):
     def _store(self, operation: Callable[[Session], T]) -> T:
         try:
             result = operation(self._session)
-            stored = self._transactions.commit(self._session, WORK)
+            stored = self._transactions.finish(self._session, WORK)
         except psycopg.Error as error:
             raise translate(error, self.place) from error
         if not stored:

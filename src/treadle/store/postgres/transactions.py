@@ -93,7 +93,7 @@ class Transactions:
         (now,) = last_row(connection, self._begin)
         return PostgresSession(connection, self._dialect, self._clock.reading(now, asked))
 
-    def commit(self, session: PostgresSession, work: object, how: str = "") -> bool:
+    def finish(self, session: PostgresSession, work: object, how: str = "") -> bool:
         """Commit, and be sure; False when the transaction was undone although nobody asked, so it may run again.
 
         Raises:
