@@ -17,6 +17,7 @@ TreadleError
 │   ├── StoreUnusable             file system, version or library unsafe
 │   │   ├── SchemaTooNew          the file needs a newer Treadle
 │   │   ├── StoreLost             this process must stop writing: the file was replaced, its locks are gone
+│   │   │   ├── StoreMoved        its jobs have moved to another store
 │   │   │   └── StoreBroken       the disk failed, or the file is corrupt
 │   │   │       └── OutcomeUnknown   it failed at the commit: stored or not, nobody can say
 │   │   └── BackupNotAdopted      the file is a copy nobody adopted
@@ -25,6 +26,7 @@ TreadleError
 │   ├── TransactionTooLong        job.transaction() was open beyond its deadline
 │   ├── NoTransaction             a connection was given, but it is in autocommit
 │   └── ForkedConnectionError     the process forked while the store was busy
+├── MoveRefused                   these two stores cannot be the ends of a move, or not yet
 ├── QueueFull                     the queue reached its length cap
 ├── JobNotFound                   no job has this id
 ├── JobStateError                 the job is in the wrong state for the verb
@@ -113,6 +115,10 @@ class StoreLost(StoreUnusable):
     """The open file was replaced, deleted or lost its locks; this process must stop writing."""
 
 
+class StoreMoved(StoreLost):
+    """The jobs of this store have moved to another one, which the message names; nothing was stored here."""
+
+
 class StoreBroken(StoreLost):
     """The disk failed, or the file is corrupt. Nothing was stored, unless it is :class:`OutcomeUnknown`."""
 
@@ -151,6 +157,10 @@ class NoTransaction(StoreError):
 
 class ForkedConnectionError(StoreError):
     """The process was forked while the store was in use; this copy may not touch the file."""
+
+
+class MoveRefused(TreadleError):
+    """The jobs of one store cannot be moved into another one, or not yet; both are as they were."""
 
 
 class QueueFull(TreadleError):

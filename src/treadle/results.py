@@ -15,7 +15,7 @@ from treadle.model.definition import TaskDefinition
 from treadle.model.job import JobState
 from treadle.model.outcome import why_not_stored
 from treadle.store.engine import Bell
-from treadle.store.ops import find
+from treadle.store.ops import closing, find
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -28,12 +28,14 @@ def wait_for(store: Store, look: Callable[[Session], T | None], timeout: float |
 
     Raises:
         ResultTimeout: nothing was found in time.
+        StoreMoved: nothing will be found here any more: the jobs have moved to another store.
     """
     clock = SystemClock()
     until = None if timeout is None else clock.monotonic() + timeout
+    looking = partial(_or_moved, look)
     with _bell(store) as bell:
         while True:
-            found = store.read(look)
+            found = store.read(looking)
             if found is not None:
                 return found
             bell.wait(_left(until, clock.monotonic(), timeout))
@@ -45,10 +47,11 @@ async def await_for(store: Store, look: Callable[[Session], T | None], timeout: 
     until = None if timeout is None else clock.monotonic() + timeout
     loop = asyncio.get_running_loop()
     rung = asyncio.Event()
+    looking = partial(_or_moved, look)
     with _bell(store) as bell:
         loop.add_reader(bell.fileno(), rung.set)
         try:
-            while (found := await asyncio.wrap_future(store.submit_read(look))) is None:
+            while (found := await asyncio.wrap_future(store.submit_read(looking))) is None:
                 await _sleep(rung, _left(until, clock.monotonic(), timeout))
                 bell.drain()
                 rung.clear()
@@ -123,6 +126,13 @@ def value_of(job_id: int, ending: find.Ending, task: TaskDefinition | None, code
     if task is None:
         return codec.decode(ending.data, Any)
     return task.signature.decode_result(codec, ending.data)
+
+
+def _or_moved(look: Callable[[Session], T | None], session: Session) -> T | None:
+    found = look(session)
+    if found is None:
+        closing.check(session)
+    return found
 
 
 @contextmanager

@@ -32,10 +32,10 @@ def greet(whom: str) -> str:
 def nap() -> None: ...
 """
 
-@pytest.fixture
-def url() -> Iterator[str]:
+@pytest.fixture(params=[""])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a new store on PostgreSQL."""
-    with postgres.database() as made:
+    with postgres.database(request.param) as made:
         yield made
 
 
@@ -229,6 +229,7 @@ def sound(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
+@pytest.mark.parametrize("url", ["", "15"], indirect=True)
 def test_a_healthy_server_is_healthy(sound: str) -> None:
     """Nothing is wrong with a new store on a server that is set as it should be."""
     code, found = look(sound)

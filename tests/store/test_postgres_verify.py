@@ -21,17 +21,17 @@ UNNAMED = ("_pkey", "_key")
 """How PostgreSQL's own names of indexes end."""
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    """The address of a new store."""
-    with postgres.database() as made:
+@pytest.fixture(params=["", "15"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a new store, on the newest server and on an old one."""
+    with postgres.database(request.param) as made:
         yield made
 
 
 @pytest.fixture
-def used(url: str) -> Iterator[Store]:
+def used(address: str) -> Iterator[Store]:
     """A store with a succeeded job (1), one that waits for its retry (2), a running one (3) and a ready one (4)."""
-    store = Store(url, StoreOptions(durability="normal"), HeldClock(START))
+    store = Store(address, StoreOptions(durability="normal"), HeldClock(START))
     register(store, 1, epoch=store.run(partial(sequences.burn, name="epoch", count=1))[0])
     put(store, tags=("vip",))
     put(store, 3)
@@ -88,27 +88,27 @@ def test_what_is_expected_is_what_a_new_store_has(used: Store) -> None:
         ("ALTER TABLE treadle_workers DROP COLUMN ordered_by", "schema", "column treadle_workers.ordered_by"),
     ],
 )
-def test_each_broken_promise_is_named(url: str, used: Store, sql: str, check: str, told: str) -> None:
+def test_each_broken_promise_is_named(address: str, used: Store, sql: str, check: str, told: str) -> None:
     """A change that no operation makes is found by the check that is there for it."""
-    with psycopg.connect(url, autocommit=True, options="-c search_path=treadle") as connection:
+    with psycopg.connect(address, autocommit=True, options="-c search_path=treadle") as connection:
         connection.execute(sql)
     assert told in broken(used)[check]
 
 
-def test_the_remedy_of_a_sequence_heals_it(url: str, used: Store) -> None:
+def test_the_remedy_of_a_sequence_heals_it(address: str, used: Store) -> None:
     """The statements that are offered make the store sound again, whatever its schema is called."""
     change(used, "ALTER SEQUENCE treadle_job_numbers RESTART")
     (verdict,) = [one for one in verify(used) if not one.sound]
     assert verdict.remedy is not None
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(verdict.remedy.partition(": ")[2].encode())
     assert broken(used) == {}
     assert put(used)[0] > 4
 
 
-def test_a_half_made_index_comes_first_and_alone(url: str, used: Store) -> None:
+def test_a_half_made_index_comes_first_and_alone(address: str, used: Store) -> None:
     """An index that the server does not use is named with its remedy, which works."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(address, autocommit=True) as connection:
         index = "'treadle.treadle_tags_job'::regclass"
         connection.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = {index}".encode())
         (verdict,) = verify(used)

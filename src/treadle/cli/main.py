@@ -17,6 +17,7 @@ from treadle.cli.figures import doctor, stats, verify
 from treadle.cli.files import adopt, backup, compact, migrate_, prune_
 from treadle.cli.jobs import jobs
 from treadle.cli.logs import logs
+from treadle.cli.moving import move_store
 from treadle.cli.output import safe
 from treadle.cli.queues import queues
 from treadle.cli.tasks import tasks
@@ -62,8 +63,8 @@ def main() -> None:
 
 
 for command in (
-    worker, jobs, queues, tasks, workers, logs, stats, doctor, verify, migrate_, backup, adopt, compact, prune_, bench,
-    demo, completion,
+    worker, jobs, queues, tasks, workers, logs, stats, doctor, verify, migrate_, backup, adopt, compact, prune_,
+    move_store, bench, demo, completion,
 ):  # fmt: skip
     main.add_command(command)
 for verb in (retry, cancel, reschedule, priority, move, delete):

@@ -13,7 +13,7 @@ from treadle.doctor.finding import Finding, counted, note, ok, problem
 from treadle.errors import StoreBusy
 from treadle.model.job import JobState, Pause, WorkerRecord
 from treadle.store import health
-from treadle.store.ops import meta, pauses
+from treadle.store.ops import closing, meta, pauses
 from treadle.store.roster import roster
 from treadle.store.store import Store
 
@@ -51,6 +51,10 @@ def contents(store: Store) -> Iterator[Finding]:
     if made_at is not None:
         text = f"This file is a backup copy of {_time(to_datetime(int(made_at)))}; workers refuse it."
         yield problem("backup copy", text, "If the original is gone, run 'treadle adopt'.")
+    moved = store.read(closing.moved_to)
+    if moved is not None:
+        yield problem("moved", moved, "Set that store in your programs. When nobody needs this one more, delete it.")
+        return  # nothing here is anybody's concern any more
     workers = store.read(partial(roster, store))
     seen = Seen(
         to_datetime(store.clock.now()), workers, [one for one in workers if one.alive and one.orders is None],

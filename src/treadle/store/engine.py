@@ -14,7 +14,7 @@ from treadle.errors import NotSupportedHere, StoreBroken, StoreBusy
 from treadle.store.lending import Lent
 from treadle.store.ops.workers import IdentityRow
 from treadle.store.replies import Reply
-from treadle.store.session import Session
+from treadle.store.session import Row, Session
 from treadle.store.verdict import Check
 
 T = TypeVar("T")
@@ -237,6 +237,18 @@ class Engine(ABC):
         Raises:
             StoreLost: it may not.
         """
+
+    def kept(self, row: Row) -> Row:
+        """A row as it comes back when it was stored here."""
+        return row
+
+    @abstractmethod
+    def last_place(self, session: Session) -> int:
+        """A number that no place in the history or the logs exceeds, of rows that are deleted by now too."""
+
+    @abstractmethod
+    def go_on_from(self, session: Session, place: int) -> None:
+        """Put places to come behind *place* and behind all that are there, in the transaction that ends a move."""
 
     @abstractmethod
     def check_after_damage(self) -> None:

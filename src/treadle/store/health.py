@@ -14,7 +14,7 @@ from treadle.store.sqlite import connect, translate
 
 OUTCOME_COUNTS: Final = "SELECT outcome, count(*) FROM treadle_attempts GROUP BY outcome"
 TWICE: Final = """
-SELECT count(*) FROM (SELECT 1 FROM treadle_attempts WHERE outcome = 1 GROUP BY job_id HAVING count(*) > 1)
+SELECT count(*) FROM (SELECT 1 FROM treadle_attempts WHERE outcome = 1 GROUP BY job_id HAVING count(*) > 1) AS several
 """
 CRASHES: Final = """
 SELECT count(*), min(finished_at) FROM treadle_attempts

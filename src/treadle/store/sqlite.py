@@ -8,6 +8,7 @@ from typing import Final
 
 from treadle.errors import StoreBroken, StoreBusy, StoreClosed, StoreError, StoreFull, StoreUnusable
 from treadle.store.dialect import SQLITE, SQLITE_HEX, Dialect
+from treadle.store.ops.closing import refusal_in
 
 FLOOR: Final = (3, 37, 2)
 SYNCHRONOUS: Final = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}
@@ -133,6 +134,9 @@ def failure(name: str) -> sqlite3.OperationalError:
 def translate(error: sqlite3.Error, path: Path) -> StoreError:
     """Say *error* in Treadle's words, naming the file and what to do."""
     code = getattr(error, "sqlite_errorcode", None)
+    refused = refusal_in(str(error)) if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER else None
+    if refused is not None:
+        return refused
     primary = code & 0xFF if code is not None else None
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return StoreClosed(f"The store {path} is closed.")

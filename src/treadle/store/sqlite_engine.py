@@ -23,6 +23,7 @@ from treadle.store.given import areduced, reduced
 from treadle.store.lane import Lane
 from treadle.store.lending import Lent
 from treadle.store.opening import file_of, open_file, private_folder
+from treadle.store.ops import sequences
 from treadle.store.options import StoreOptions
 from treadle.store.readers import Readers
 from treadle.store.replies import Reply
@@ -164,6 +165,14 @@ class SqliteEngine(Engine):
                 f"This process lost SQLite's locks on {self.path}: something in it opened and closed the file "
                 "by hand, or a second SQLite library did. Committed work could be lost, so this worker stops."
             )
+
+    def last_place(self, session: Session) -> int:
+        """What SQLite remembers of them."""
+        return sequences.last_place(session)
+
+    def go_on_from(self, session: Session, place: int) -> None:
+        """Let SQLite remember another."""
+        sequences.go_on_from_place(session, place)
 
     def check_after_damage(self) -> None:
         """Let SQLite check the file if it is marked."""

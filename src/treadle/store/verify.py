@@ -86,7 +86,7 @@ RULES: Final = (
     Rule(
         "leases",
         "SELECT lease FROM (SELECT lease FROM treadle_attempts"
-        " UNION ALL SELECT lease FROM treadle_jobs WHERE state = 5) GROUP BY lease HAVING count(*) > 1",
+        " UNION ALL SELECT lease FROM treadle_jobs WHERE state = 5) every GROUP BY lease HAVING count(*) > 1",
         "no lease was given twice", "leases of more than one attempt", REPORT,
     ),
     Rule(

@@ -22,7 +22,7 @@ from treadle.store.lending import Lent
 from treadle.store.ops import meta
 from treadle.store.ops.sequences import burn
 from treadle.store.options import StoreOptions
-from treadle.store.postgres import health
+from treadle.store.postgres import health, places
 from treadle.store.postgres.callers import Callers
 from treadle.store.postgres.checks import CHECKS
 from treadle.store.postgres.clock import ServerClock
@@ -34,10 +34,10 @@ from treadle.store.postgres.listener import NOTIFY, Listener
 from treadle.store.postgres.opening import bring_up_to_date
 from treadle.store.postgres.reading import Reads
 from treadle.store.postgres.seats import ServerJudge, ServerSeat
-from treadle.store.postgres.session import PostgresSession
+from treadle.store.postgres.session import PostgresSession, without_nul
 from treadle.store.postgres.transactions import Transactions
 from treadle.store.replies import Reply
-from treadle.store.session import Session
+from treadle.store.session import Row, Session
 from treadle.store.urls import without_password
 from treadle.store.verdict import Check
 
@@ -198,6 +198,18 @@ class PostgresEngine(Engine):
 
     def check_health(self, session: Session) -> None:
         """A connection that answers is healthy."""
+
+    def kept(self, row: Row) -> Row:
+        """Without NUL in its texts, which PostgreSQL cannot hold."""
+        return tuple(without_nul(value) for value in row)
+
+    def last_place(self, session: Session) -> int:
+        """The place of a transaction that would begin now."""
+        return places.last(session.connection, self._options.schema)
+
+    def go_on_from(self, session: Session, place: int) -> None:
+        """Raise the offset of places if need be."""
+        places.catch_up(session.connection, self._options.schema, beyond=place)
 
     def check_after_damage(self) -> None:
         """The server looks after its disk."""

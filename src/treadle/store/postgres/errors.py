@@ -8,6 +8,7 @@ import psycopg
 from psycopg import errors
 
 from treadle.errors import StoreBusy, StoreError, StoreFull, StoreUnreachable, StoreUnusable
+from treadle.store.ops.closing import refusal_of
 
 AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 """The transaction was undone because of others; the whole of it may run again."""
@@ -33,6 +34,9 @@ def is_lost(error: BaseException) -> bool:
 
 def translate(error: psycopg.Error, place: str) -> StoreError:
     """Say *error* in Treadle's words, naming the database and what to do."""
+    refused = refusal_of(error.sqlstate, first_line(error))
+    if refused is not None:
+        return refused
     if isinstance(error, errors.QueryCanceled):
         return StoreBusy(f"The read on {place} took too long and was stopped; narrow the filter.")
     if isinstance(error, (errors.LockNotAvailable, *AGAIN)):

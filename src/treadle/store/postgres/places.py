@@ -16,9 +16,13 @@ from treadle.store.postgres.connections import Connection
 TABLES: Final = ("treadle_attempts", "treadle_logs")
 # How far the places taken are ahead of those to come; 0 or less is as it should be.
 AHEAD: Final = """
-SELECT greatest((SELECT max(seq) FROM {attempts}), (SELECT max(seq) FROM {logs}), 0) / 1048576 + 1
+SELECT greatest((SELECT max(seq) FROM {attempts}), (SELECT max(seq) FROM {logs}), {beyond}) / 1048576 + 1
     - pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     - (SELECT value::bigint FROM {meta} WHERE name = 'place_offset')
+"""
+LAST: Final = """
+SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    + (SELECT value::bigint FROM {meta} WHERE name = 'place_offset')) << 20
 """
 MOVE: Final = """
 UPDATE {meta} SET value = (value::bigint + {ahead})::text WHERE name = 'place_offset' RETURNING value::bigint
@@ -34,13 +38,26 @@ def are_behind(connection: Connection, schema: str) -> bool:
     return _ahead(connection, schema) > 0
 
 
-def catch_up(connection: Connection, schema: str) -> None:
+def last(connection: Connection, schema: str) -> int:
+    """A number that no place taken so far reaches."""
+    meta = sql.Identifier(schema, "treadle_meta")
+    found = connection.execute(sql.SQL(LAST).format(meta=meta)).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def catch_up(connection: Connection, schema: str, *, beyond: int = 0) -> None:
     """Put the next place beyond all that are taken; in a transaction of the caller's, which nobody else writes beside.
+
+    Args:
+        connection: with an open transaction.
+        schema: where the tables are.
+        beyond: a place that was taken elsewhere, by rows that may be gone.
 
     Raises:
         psycopg.errors.InsufficientPrivilege: the role does not own the tables.
     """
-    ahead = _ahead(connection, schema)
+    ahead = _ahead(connection, schema, beyond)
     if ahead <= 0:
         return
     meta = sql.Identifier(schema, "treadle_meta")
@@ -52,9 +69,9 @@ def catch_up(connection: Connection, schema: str) -> None:
         connection.execute(sql.SQL(DEFAULT).format(**parts))
 
 
-def _ahead(connection: Connection, schema: str) -> int:
+def _ahead(connection: Connection, schema: str, beyond: int = 0) -> int:
     names = {"attempts": "treadle_attempts", "logs": "treadle_logs", "meta": "treadle_meta"}
     tables = {name: sql.Identifier(schema, table) for name, table in names.items()}
-    found = connection.execute(sql.SQL(AHEAD).format(**tables)).fetchone()
+    found = connection.execute(sql.SQL(AHEAD).format(**tables, beyond=sql.Literal(beyond))).fetchone()
     assert found is not None
     return int(found[0])

@@ -84,13 +84,14 @@ def storable(parameters: Parameters) -> Parameters:
     """The same parameters without NUL in texts, which PostgreSQL cannot hold; arguments are bytes and keep theirs."""
     if isinstance(parameters, Mapping):
         if any(type(value) is str and ("\0" in value or "\\u0000" in value) for value in parameters.values()):
-            return {name: _without_nul(value) for name, value in parameters.items()}
+            return {name: without_nul(value) for name, value in parameters.items()}
     elif any(type(value) is str and "\0" in value for value in parameters):
-        return [_without_nul(value) for value in parameters]
+        return [without_nul(value) for value in parameters]
     return parameters
 
 
-def _without_nul(value: object) -> object:
+def without_nul(value: object) -> object:
+    """A value as PostgreSQL can hold it."""
     if type(value) is not str:
         return value
     return _ESCAPED_NUL.sub(rf"\1{NO_TEXT}", value.replace("\0", NO_TEXT))
