@@ -30,14 +30,15 @@ from treadle.store.verify import verify
 FAST = StoreOptions(durability="normal")
 WISH = Wish(wait=5)
 PATHS = os.pathsep.join((str(Path(treadle.__file__).parents[1]), str(Path(__file__).parents[1])))
-WAYS = [("file", "server"), ("server", "file"), ("file", "file"), ("server", "server")]
+WAYS = [("file", "server"), ("server", "file"), ("file", "file"), ("server", "server"), ("server 15", "server")]
 
 
 @contextmanager
 def opened(kind: str, path: Path) -> Iterator[Store]:
-    """A new store: a file, or a schema on a server."""
+    """A new store: a file, or a schema on a server, of a major version when that is said."""
+    version = kind.partition(" ")[2]
     with ExitStack() as stack:
-        made = f"sqlite:///{path}" if kind == "file" else stack.enter_context(postgres.database())
+        made = f"sqlite:///{path}" if kind == "file" else stack.enter_context(postgres.database(version))
         store = Store(made, FAST)
         stack.callback(store.close)
         yield store
