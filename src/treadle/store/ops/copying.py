@@ -54,8 +54,8 @@ TABLES: Final = (
     ), ("seq",), ("message", "traceback")),
     Table("treadle_logs", ("seq", "job_id", "lease", "logged_at", "level", "source", "text"), ("seq",), ("text",)),
 )  # fmt: skip
-STAYS: Final = ("treadle_meta", "treadle_migrations", "treadle_sequences", "treadle_workers")
-"""Tables that are not copied row by row: numbers go on, registrations belong to processes that have ended."""
+STAYS: Final = ("treadle_meta", "treadle_migrations", "treadle_sequences", "treadle_workers", "treadle_commits")
+"""Tables that are not copied row by row: numbers go on, registrations and commits belong to processes and servers."""
 
 WEIGH: Final = "SELECT {key}, {weight} FROM {table} {where} ORDER BY {key} LIMIT {most}"
 READ: Final = "SELECT {columns} FROM {table} {where} ORDER BY {key} LIMIT {most}"
