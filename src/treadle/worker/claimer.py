@@ -24,6 +24,8 @@ from treadle.worker.presence import Presence
 AHEAD: Final = 0.06
 """Seconds of work, at the present rate, that may be claimed beyond the free slots."""
 AHEAD_MOST: Final = 2000
+LAG_MOST: Final = 0.5
+"""Seconds a claim is taken to last at most: one that waited for an outage says nothing about the next."""
 RETURN_AFTER: Final = 0.1
 """Seconds a claimed job may wait for a slot before it is given back to other workers."""
 QUICK_POLL: Final = 0.005
@@ -77,6 +79,7 @@ class Claimer:
         self._quick_until = 0.0
         self._low = 0
         self._rate = 0.0
+        self._lag = 0.0
         self._rated_at = clock.monotonic()
         self._turn = 0
         self._owed: list[int] = []
@@ -154,7 +157,8 @@ class Claimer:
 
     def _room(self) -> int:
         """How many jobs to claim now; 0 while enough are waiting already."""
-        ahead = min(self._ahead_most, int(self._measure() * AHEAD))
+        # Twice the time of a claim: what comes late slows the rate down, and must not make the next claim smaller.
+        ahead = min(self._ahead_most, int(self._measure() * (AHEAD + 2 * self._lag)))
         self._low = ahead * 3 // 4
         if self._crew.buffered > self._low:
             return 0
@@ -174,7 +178,10 @@ class Claimer:
         self._turn += 1
         who = self._presence
         request = ClaimRequest(self._order(), self._tasks, most, who.epoch, self._turn, self._caps, who.slot)
-        return await self._store.apatient(partial(claim, request=request))
+        asked = self._clock.monotonic()
+        found = await self._store.apatient(partial(claim, request=request))
+        self._lag = min(LAG_MOST, 0.5 * self._lag + 0.5 * (self._clock.monotonic() - asked))
+        return found
 
     def _order(self) -> tuple[str, ...] | None:
         if self._queues is None:
