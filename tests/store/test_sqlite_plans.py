@@ -66,6 +66,8 @@ def statements() -> dict[str, str]:
     found |= {"find.ATTEMPTS": find.ATTEMPTS, "find.TAGS": find.TAGS}
     for module in HOT:
         for name, value in vars(module).items():
+            if name.startswith("SERVER_"):
+                continue  # for PostgreSQL only
             text = value.sqlite if isinstance(value, Sql) else value
             if name.isupper() and isinstance(text, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", text):
                 found[f"{module.__name__.rsplit('.')[-1]}.{name}"] = text

@@ -78,7 +78,14 @@ WHERE id {d.among}
     SELECT id FROM treadle_jobs {d.index("treadle_jobs_expiring")}
     WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500 {d.taken}
 """)
-REGISTERED: Final = "SELECT 1 FROM treadle_workers WHERE slot = ? AND epoch = ?"
+# What a claim has to know before it picks, in one exchange with a server.
+LOOK: Final = Sql(lambda d: f"""
+SELECT EXISTS (SELECT 1 FROM treadle_workers WHERE slot = :slot AND epoch = :epoch),
+    (SELECT min(due_at) FROM treadle_jobs {d.index("treadle_jobs_scheduled")} WHERE state = 2),
+    EXISTS (SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_expiring")}
+        WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now),
+    EXISTS (SELECT 1 FROM treadle_pauses)
+""")
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
 
@@ -127,15 +134,17 @@ _NAMES: Final = msgspec.json.Decoder(list[str])
 def claim(session: Session, request: ClaimRequest) -> Claim:
     """Take up to ``request.most`` ready jobs; each is the caller's until settled, released or rescued."""
     now = session.clock.now()
+    seen = session.row(LOOK, {"slot": request.slot, "epoch": request.epoch, "now": now})
+    assert seen is not None
+    registered, next_due, some_expired, some_paused = seen
     # An evicted worker would take its jobs straight back, under a registration that nobody looks after any more.
-    if request.slot is not None and not session.rows(REGISTERED, (request.slot, request.epoch)):
+    if request.slot is not None and not registered:
         return Claim([], None)
-    next_due = session.value(NEXT_DUE)
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})
         next_due = session.value(NEXT_DUE)
-    some_expired = has_expired(session) and expire(session) > 0 and has_expired(session)
-    paused = in_force(session, now)
+    some_expired = bool(some_expired) and expire(session) > 0 and has_expired(session)
+    paused = in_force(session, now) if some_paused else None
     queues = _queues(session, request)
     if paused is not None:
         request = request._replace(tasks=_without(request.tasks, paused.tasks))

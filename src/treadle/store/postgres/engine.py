@@ -30,7 +30,7 @@ from treadle.store.postgres.connections import Connection, Connections, check_ur
 from treadle.store.postgres.errors import translate, unreachable
 from treadle.store.postgres.lanes import Lanes
 from treadle.store.postgres.lending import Lending
-from treadle.store.postgres.listener import NOTIFY, Listener
+from treadle.store.postgres.listener import Listener
 from treadle.store.postgres.opening import bring_up_to_date
 from treadle.store.postgres.reading import Reads
 from treadle.store.postgres.seats import ServerJudge, ServerSeat
@@ -171,7 +171,7 @@ class PostgresEngine(Engine):
         """Wake every worker, here and elsewhere."""
         self._listener.ring(token, settled=False)
         with suppress(StoreError, psycopg.Error), self._connections.lent(self.clock.monotonic() + 1) as connection:
-            connection.execute(NOTIFY, (self._channel, self._listener.payload(token, settled=False)))
+            self._listener.tell(connection, self._listener.payload(token, settled=False))
 
     def worker_bell(self, slot: int) -> Bell | None:
         """Rung by the listener."""
@@ -263,7 +263,7 @@ class PostgresEngine(Engine):
         # In a transaction of its own: commits that notify wait for each other, all over the server.
         payload = self._listener.payload(session.rings, settled=session.settles)
         try:
-            connection.execute(NOTIFY, (self._channel, payload))
+            self._listener.tell(connection, payload)
         except psycopg.Error as error:
             log.debug("Others were not notified (%s); they find out by polling.", error)
 

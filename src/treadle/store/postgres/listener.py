@@ -14,6 +14,7 @@ from typing import Final
 from uuid import uuid4
 
 import psycopg
+from psycopg import sql
 
 from treadle.errors import StoreError
 from treadle.host.localbells import LocalBell
@@ -25,6 +26,8 @@ LOOK_EVERY: Final = 1.0
 SETTLED: Final = "s"
 LOCK: Final = "SELECT pg_try_advisory_lock(%s::bigint)"
 NOTIFY: Final = "SELECT pg_notify(%s, %s)"
+# In a transaction of its own, whose commit would wait for the disk and changes nothing there.
+TELL: Final = "BEGIN; SET LOCAL synchronous_commit = off; SELECT pg_notify({channel}, {payload}); COMMIT"
 UNLOCK: Final = "SELECT pg_advisory_unlock(%s::bigint)"
 log = logging.getLogger("treadle.store")
 
@@ -72,6 +75,15 @@ class Listener:
     def payload_for_all(tokens: bytes, *, settled: bool) -> str:
         """The same for a commit that this process does not hear of otherwise: our own listener hears it too."""
         return f":{tokens.decode()}{SETTLED if settled else ''}"
+
+    def tell(self, connection: Connection, payload: str) -> None:
+        """Notify others on an idle *connection*.
+
+        Raises:
+            psycopg.Error: they were not notified.
+        """
+        parts = {"channel": sql.Literal(self._channel), "payload": sql.Literal(payload)}
+        connection.execute(sql.SQL(TELL).format(**parts))
 
     def ring(self, tokens: bytes, *, settled: bool) -> None:
         """Ring the bells of this process."""
