@@ -20,7 +20,7 @@ from treadle import JobContext, Treadle, defaults
 from treadle.store.migrate import Migration, migrations
 from treadle.store.postgres import opening
 
-defaults.SERVER_LEASE = timedelta(seconds=3)  # type: ignore[misc]
+defaults.SERVER_LEASE = timedelta(seconds=5)  # type: ignore[misc]
 defaults.LOST_LOCK_LEASE = timedelta(seconds=1.5)  # type: ignore[misc]
 
 

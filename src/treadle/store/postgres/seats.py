@@ -23,6 +23,9 @@ LEASE: Final = defaults.SERVER_LEASE.total_seconds()
 LOST_LOCK_LEASE: Final = defaults.LOST_LOCK_LEASE.total_seconds()
 GAP: Final = 3.0
 """Seconds without looking after which everything seen before counts for nothing."""
+CREDIT: Final = 1.5 * defaults.SERVER_BEAT.total_seconds()
+"""How much of the time between two looks counts at most: a look that came late may have waited for a server that nobody
+could reach, and then nobody could show a sign either."""
 LOCKS: Final = """
 SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND objsubid = 1 AND granted
@@ -69,6 +72,9 @@ class _Sign(NamedTuple):
     was_locked: bool
 
 
+_NEVER: Final = float("-inf")
+
+
 class ServerJudge:
     """Watches the signs of life of others.
 
@@ -88,7 +94,9 @@ class ServerJudge:
         self._clock = clock
         self._own = own_identity()
         self._signs: dict[int, _Sign] = {}
-        self._looked = float("-inf")
+        self._looked = _NEVER
+        self._watched = 0.0
+        """Seconds of looking so far; what signs of life stand still by."""
         self._locks: set[int] = set()
 
     def is_dead(self, row: IdentityRow) -> bool:
@@ -100,11 +108,11 @@ class ServerJudge:
         locked = lock_key(self._store_id, row.epoch) in self._locks
         sign = self._signs.get(row.epoch)
         if sign is None or sign.seen_at != row.seen_at:
-            self._signs[row.epoch] = _Sign(row.seen_at, now, locked or (sign is not None and sign.was_locked))
+            self._signs[row.epoch] = _Sign(row.seen_at, self._watched, locked or (sign is not None and sign.was_locked))
             return False
         if locked and not sign.was_locked:
             self._signs[row.epoch] = sign._replace(was_locked=True)
-        still = now - sign.since
+        still = self._watched - sign.since
         return still >= LEASE or (sign.was_locked and not locked and still >= LOST_LOCK_LEASE and self._is_quiet(now))
 
     def looks_alive(self, row: IdentityRow, now: int) -> bool:
@@ -119,6 +127,8 @@ class ServerJudge:
         gap, self._looked = now - self._looked, now
         if gap > GAP:
             self._signs.clear()
+        else:
+            self._watched += min(gap, CREDIT)
         if gap > 0.1 or not self._locks:
             try:
                 self._locks = self._read(_locks)
