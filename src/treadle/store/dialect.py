@@ -24,6 +24,7 @@ class Dialect(ABC):
         empty_blob: a blob of no bytes.
         skip_locked: the same for a subselect in FROM.
         for_update: end of a select whose rows nobody may change before this transaction ends.
+        for_key_share: end of a select whose rows nobody may delete before this transaction ends.
         materialized: keeps a common table expression from being merged into the statement around it.
     """
 
@@ -34,6 +35,7 @@ class Dialect(ABC):
     empty_blob: str
     skip_locked: str
     for_update: str
+    for_key_share: str
     materialized: Final = "MATERIALIZED"
 
     @abstractmethod
@@ -140,6 +142,7 @@ class SqliteDialect(Dialect):
     empty_blob = "x''"
     skip_locked = ""
     for_update = ""
+    for_key_share = ""
 
     def __init__(self, joined_blob: str) -> None:
         self._joined_blob = joined_blob
@@ -231,6 +234,7 @@ class PostgresDialect(Dialect):
     empty_blob = "''::bytea"
     skip_locked = "FOR UPDATE SKIP LOCKED"
     for_update = "FOR UPDATE"
+    for_key_share = "FOR KEY SHARE"
 
     def __init__(self, schema: str = "treadle") -> None:
         self.schema = schema

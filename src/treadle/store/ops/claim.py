@@ -86,6 +86,11 @@ SELECT EXISTS (SELECT 1 FROM treadle_workers WHERE slot = :slot AND epoch = :epo
         WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now),
     EXISTS (SELECT 1 FROM treadle_pauses)
 """)
+# Where several may write at once: whoever takes the registration away waits for us, and then finds what we took. Signs
+# of life do not wait.
+KEEP_REGISTERED: Final = Sql(
+    lambda d: f"SELECT 1 FROM treadle_workers WHERE slot = ? AND epoch = ? {d.for_key_share}"
+)
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
 
@@ -157,6 +162,8 @@ def claim(session: Session, request: ClaimRequest) -> Claim:
         pick = _pick(session, request, queue, request.most - count, now if some_expired else None)
         count += len(pick.rows)
         picks.append(pick)
+    if count and request.slot is not None and session.dialect.shares_rows:
+        count = len(session.rows(KEEP_REGISTERED, (request.slot, request.epoch)))
     return Claim(_take(session, picks, request, now) if count else [], next_due)
 
 

@@ -156,8 +156,8 @@ def leave(session: Session, slot: int, epoch: int, begun: Sequence[int] | None =
 
     A claim or a release that the stop cut short leaves leases nobody runs: those not in *begun* are not charged.
     """
+    forget(session, slot, epoch)  # first: it waits for a claim that is about to commit, and then we see what that took
     rescue(session, epoch, f"slot {slot}", "crash: its worker stopped without settling it", begun=begun)
-    forget(session, slot, epoch)
 
 
 def seen(session: Session, slot: int, epoch: int) -> str | None:

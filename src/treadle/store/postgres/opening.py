@@ -28,8 +28,13 @@ RECORD: Final = """
 INSERT INTO treadle_migrations (version, name, reader, applied_at)
 VALUES (%s, %s, %s, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 """
-KNOWN: Final = "SELECT to_regclass(%s) IS NOT NULL"
-KNOWN_SCHEMA: Final = "SELECT to_regnamespace(%s) IS NOT NULL"
+# Read from the catalogue's tables. to_regclass() asks a cache of the session, which still says no when another process
+# has made the tables while we waited for the lock.
+KNOWN: Final = """
+SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = 'treadle_migrations')
+"""
+KNOWN_SCHEMA: Final = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %s)"
 VERSION: Final = "SELECT coalesce(max(version), 0), coalesce(max(reader), 0) FROM {}"
 
 
@@ -84,7 +89,7 @@ def found(url: str, options: StoreOptions) -> int:
 def version(connection: Connection, schema: str) -> tuple[int, int]:
     """The highest version and reader applied in *schema*; 0, 0 without Treadle's tables."""
     table = sql.Identifier(schema, "treadle_migrations").as_string(connection)
-    (known,) = connection.execute(KNOWN, (table,)).fetchone() or (False,)
+    (known,) = connection.execute(KNOWN, (schema,)).fetchone() or (False,)
     if not known:
         return 0, 0
     found = connection.execute(sql.SQL(VERSION).format(sql.SQL(table))).fetchone()
@@ -118,7 +123,7 @@ def _version(connection: Connection, schema: str, place: str) -> int:
 
 def _enter(connection: Connection, schema: str) -> None:
     name = sql.Identifier(schema)
-    found = connection.execute(KNOWN_SCHEMA, (name.as_string(connection),)).fetchone()
+    found = connection.execute(KNOWN_SCHEMA, (schema,)).fetchone()
     if found != (True,):  # IF NOT EXISTS would ask for the right to create schemas even when it is there
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
     connection.execute(sql.SQL("SET LOCAL search_path = {}, pg_catalog").format(name))

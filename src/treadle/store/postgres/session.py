@@ -12,7 +12,10 @@ from treadle.clock import Clock
 from treadle.store.dialect import PostgresDialect, Sql
 from treadle.store.session import Parameters, Row, Session
 
-BEGIN: Final = "BEGIN; {local}SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+# Whatever the database's default is: a statement that has waited for others must see what they did.
+BEGIN: Final = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; {local}SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+)
 # A snapshot for the whole read, as SQLite gives it.
 BEGIN_READ: Final = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {milliseconds}; "
