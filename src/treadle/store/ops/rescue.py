@@ -13,7 +13,7 @@ from treadle.store.session import Session
 # Where several may write at once: nobody settles one of these between the statements below.
 TAKE_HOLD: Final = Sql(lambda d: f"""
 SELECT id FROM treadle_jobs {d.index("treadle_jobs_running")} WHERE state = 5 AND epoch = :epoch
-ORDER BY id {d.for_update}
+ORDER BY id + 0 {d.for_update}
 """)
 CRASHED_HISTORY: Final = Sql(lambda d: f"""
 INSERT INTO treadle_attempts (job_id, lease, attempt, worker, outcome, started_at, finished_at, message)

@@ -24,9 +24,11 @@ from treadle.store.postgres.session import BEGIN, PostgresSession
 
 # A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
 # gives those that no one has seen again, and says "committed" of the wrong one.
-PLANS: Final = "SET LOCAL enable_seqscan = off; "
-"""Each statement of a lane reads a few rows by an index. A table that was empty when the server last counted, or is
-full of dead rows, must not talk the planner into reading all of it."""
+OFF: Final = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
+PLANS: Final = "".join(f"SET LOCAL enable_{name} = off; " for name in OFF)
+"""Each statement of a lane reads a few rows by an index, in its order, and joins them by nested loops. A table that was
+empty when the server last counted, or is full of dead rows, must not talk the planner into reading all of it: a merge
+join of 200 picked jobs with their arguments read the arguments of everything older first."""
 MAKE_MARK: Final = """
 BEGIN; SET LOCAL synchronous_commit = off;
 DELETE FROM treadle_commits WHERE made_at < {before};
