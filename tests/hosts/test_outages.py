@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from faults.helpers import eventually
 from hosts.kit import Fleet, fleet, server
 from hosts.proxy import CuttingProxy
 from postgres import SAFE, Server, needed
-from treadle.errors import StoreBusy
+from treadle import Treadle
+from treadle.errors import StoreBusy, StoreUnreachable
 
 JOBS_A_ROUND = 500
 SUCCEEDED = 1
@@ -94,3 +96,20 @@ def test_connections_that_are_cut_at_random_bytes(tmp_path: Path, rounds: int) -
     finally:
         made.remove()
 
+
+def test_a_server_that_is_away_is_told_in_time(own_server: Server) -> None:
+    """Whoever enqueues or reads hears of it after lock_timeout, in threads and on a loop; nothing was stored."""
+    with Treadle(own_server.url(), lock_timeout=0.5) as app:
+        job = app.remote("brief").enqueue(number=1)
+        own_server.stop("immediate")
+        for call in (
+            lambda: app.remote("brief").enqueue(number=2),
+            lambda: app.enqueue_many([app.remote("brief").job(number=3)]),
+            lambda: asyncio.run(app.remote("brief").aenqueue(number=4)),
+            lambda: app.get(job.id),
+        ):  # fmt: skip
+            with pytest.raises(StoreUnreachable, match="cannot be reached"):
+                call()
+        own_server.start()
+        app.remote("brief").enqueue(number=5)
+        assert app.count() == 2

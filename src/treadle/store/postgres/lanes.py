@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from treadle.clock import Clock
-from treadle.errors import StoreClosed
+from treadle.errors import StoreClosed, StoreUnreachable
 from treadle.host.failpoints import ALONE, reach
 from treadle.store.postgres.connections import Connection, Connections
 from treadle.store.postgres.errors import AGAIN, is_lost, translate, unreachable
@@ -94,6 +94,9 @@ class Lanes:
 
         Returns:
             The result in a tuple, or None when the lanes are busy: then use :meth:`submit`.
+
+        Raises:
+            StoreUnreachable: the server could not be reached within *lock_timeout*.
         """
         with self._lock:
             if self._closed or self._busy >= self._count or not self._waiting.empty():
@@ -101,7 +104,8 @@ class Lanes:
             self._busy += 1
         future = _Here()
         try:
-            self._run_group([Work(operation, future, guarded=True)], ALONE)
+            until = self._clock.monotonic() + self._lock_timeout  # nobody else can give it up
+            self._run_group([Work(operation, future, guarded=True)], ALONE, until)
         finally:
             with self._lock:
                 self._busy -= 1
@@ -149,38 +153,42 @@ class Lanes:
             group.append(work)
         return group
 
-    def _run_group(self, group: list[Work[Any]], how: str = "") -> None:
+    def _run_group(self, group: list[Work[Any]], how: str = "", until: float | None = None) -> None:
         """Run and tell. Nothing is raised: without its thread everybody would wait for ever."""
         try:
-            self._store(group, how)
+            self._store(group, how, until)
         except Exception as error:
             tell(failed(starting([work for work in group if not work.reply.done()]), error))
 
-    def _store(self, group: list[Work[Any]], how: str) -> None:
-        """Store *group* in one transaction, or, when one of them fails, each in its own."""
-        begun_until: float | None = None
+    def _store(self, group: list[Work[Any]], how: str, until: float | None = None) -> None:
+        """Store *group* in one transaction, or, when one of them fails, each in its own.
+
+        What has begun cannot be given up by its callers any more, so there is an end to waiting for the server.
+        """
         conflicts = 0
-        while (error := self._tried(group, how)) is not None:
+        while (error := self._tried(group, how, until)) is not None:
             if is_lost(error) or isinstance(error, _Undone):
                 # The transaction is gone, and so may be every other connection.
                 self._connections.drop_idle()
-                begun_until = begun_until or self._clock.monotonic() + self._lock_timeout
-                if _begun(group) and self._clock.monotonic() > begun_until:
+                now = self._clock.monotonic()
+                if until is None and _begun(group):
+                    until = now + self._lock_timeout
+                if until is not None and now > until:
                     raise unreachable(self._place, error)
             elif isinstance(error, AGAIN) and conflicts < TRIES:
                 conflicts += 1
                 self._connections.pause()
-            elif len(group) > 1:
+            elif len(group) > 1 and not isinstance(error, StoreUnreachable):
                 for work in group:
                     self._store_alone(work, how)
                 return
             else:
                 raise self._told(error) from error
 
-    def _tried(self, group: list[Work[Any]], how: str) -> Exception | None:
+    def _tried(self, group: list[Work[Any]], how: str, until: float | None) -> Exception | None:
         """Store *group* in one transaction; None when that is done and told."""
         try:
-            with self._connections.lent(None, partial(_wanted, group)) as connection:
+            with self._connections.lent(until, partial(_wanted, group)) as connection:
                 return None if self._once(connection, group, how) else _Undone()
         except Exception as error:
             return error
