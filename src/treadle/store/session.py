@@ -65,3 +65,6 @@ class Session:
     def settle(self) -> None:
         """Ask for everybody who waits for a job's end to be told once this transaction has committed."""
         self.settles = True
+
+    def insist(self) -> None:
+        """Ask for the commit to wait for the disk, whatever the durability; a file's own numbers need no such thing."""

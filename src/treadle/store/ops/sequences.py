@@ -46,6 +46,8 @@ def burn(session: Session, name: str, count: int) -> Sequence[int]:
     if not session.dialect.shares_rows:
         first = int(session.value(BURN, {"name": name, "count": count}))
         return range(first, first + count)
+    # Workers live through a crash of the server that takes their last commits back; what it gave them must stay given.
+    session.insist()
     if name == "lease":
         assert count <= LEASE_BLOCK, f"a claim of {count} jobs is larger than a block of leases"
         first = _next(session, name, 1)[0]

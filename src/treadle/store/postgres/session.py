@@ -48,9 +48,10 @@ class PostgresSession(Session):
 
     Attributes:
         wrote: something was written, so the commit matters.
+        insists: the commit waits for the server's disk.
     """
 
-    __slots__ = ("wrote",)
+    __slots__ = ("insists", "wrote")
 
     def __init__(
         self, connection: psycopg.Connection[Any], dialect: PostgresDialect, clock: Clock, cursor: Any = None
@@ -61,6 +62,7 @@ class PostgresSession(Session):
         self.rings = b""
         self.settles = False
         self.wrote = False
+        self.insists = False
         self._cursor = connection.cursor() if cursor is None else cursor
 
     def rows(self, sql: Sql | str, parameters: Parameters = ()) -> list[Row]:
@@ -76,6 +78,10 @@ class PostgresSession(Session):
     def change(self, sql: Sql | str, parameters: Parameters = ()) -> int:
         """Run *sql* and return how many rows it changed."""
         return int(self._run(sql, parameters).rowcount)
+
+    def insist(self) -> None:
+        """Ask for the commit to wait for the disk. In a caller's own transaction that is for the caller to say."""
+        self.insists = True
 
     def _run(self, sql: Sql | str, parameters: Parameters) -> Any:
         cursor = self._cursor.execute(self.dialect.text(sql), storable(parameters))

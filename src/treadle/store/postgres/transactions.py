@@ -43,6 +43,7 @@ WITH mine AS (UPDATE treadle_commits SET number = {number} WHERE mark = '{mark}'
 SELECT 1 / (SELECT count(*) FROM mine); COMMIT
 """
 TAKE_MARK: Final = "DELETE FROM treadle_commits WHERE mark = %s RETURNING number"
+INSIST: Final = "SET LOCAL synchronous_commit = on; "
 KEPT: Final = 30 * 24 * 3600 * 1_000_000
 """How long the mark of a connection is kept at least; no connection lives that long."""
 log = logging.getLogger("treadle.store")
@@ -75,8 +76,10 @@ class Transactions:
         self._place = place
         # SET LOCAL travels with the transaction: behind a pooler a session is nobody's own.
         local = f"{PLANS}SET LOCAL lock_timeout = {round(lock_timeout * 1000)}; "
+        self._insist = ""
         if durability != "full":
             local += "SET LOCAL synchronous_commit = off; "
+            self._insist = INSIST
         self._begin = BEGIN.format(local=local)
         self._make_mark, self._commit, self._take_mark = map(dialect.qualified, (MAKE_MARK, COMMIT, TAKE_MARK))
 
@@ -109,11 +112,12 @@ class Transactions:
         if status != TransactionStatus.INTRANS and not connection.closed:
             # PostgreSQL takes the COMMIT of a failed transaction for a ROLLBACK, and says so only in passing.
             raise StoreError(f"A transaction on {self._place} was not committed: an operation left it {status.name}.")
+        insist = self._insist if session.insists else ""
         if not session.wrote:
-            return self._end_reading(connection)
+            return self._end_reading(connection, insist)
         number = connection.commits + 1
         try:
-            connection.execute(self._commit.format(number=number, mark=connection.mark))
+            connection.execute(insist + self._commit.format(number=number, mark=connection.mark))
         except psycopg.errors.DivisionByZero:
             connection.close()  # its mark was taken away
             return False
@@ -131,9 +135,9 @@ class Transactions:
             with contextlib.suppress(psycopg.Error):  # then somebody else does, in a month
                 connection.execute(self._take_mark, (connection.mark,))
 
-    def _end_reading(self, connection: Connection) -> bool:
+    def _end_reading(self, connection: Connection, insist: str) -> bool:
         try:
-            connection.execute("COMMIT")
+            connection.execute(f"{insist}COMMIT")
         except psycopg.Error as error:
             return not is_lost(error)
         return True
