@@ -127,6 +127,15 @@ def test_an_adopted_copy_gives_back_what_ran(file_store: Store, tmp_path: Path) 
     store.close()
 
 
+def test_a_watch_that_was_closed_is_in_doubt(file_store: Store, path: Path) -> None:
+    """Its next connection counts from anew, so whatever it finds may be new."""
+    watch = FileWatch(file_store.engine.facts)
+    for _ in range(2):
+        assert watch.changed()
+        assert not watch.changed()
+        watch.close()
+
+
 def test_a_watch_sees_every_commit_of_others(file_store: Store, path: Path) -> None:
     """True at the first look, then exactly when something was committed since."""
     watch = FileWatch(file_store.engine.facts)

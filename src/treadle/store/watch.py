@@ -51,6 +51,7 @@ class FileWatch:
         return int(found)
 
     def _drop(self) -> None:
+        self._seen = -1  # another connection counts from anew, and may well arrive at the same number
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

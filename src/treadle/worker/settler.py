@@ -62,6 +62,8 @@ class Settler:
         self._late: Lines = {}
         """Lines that were on their way when their lease was gone: its handler may have settled it meanwhile."""
         self._noting = threading.Lock()
+        self._noted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -82,11 +84,13 @@ class Settler:
     def note(self, lease: int, fraction: float, message: str) -> None:
         """Remember the last progress of an attempt; any thread may call this."""
         with self._noting:  # or a thread could still write into what is being stored
+            self._tell_noted()
             self._notes[lease] = (fraction, message)
 
     def note_line(self, lease: int, line: LogLine) -> None:
         """Keep a line of an attempt; any thread may call this."""
         with self._noting:
+            self._tell_noted()
             self._lines.setdefault(lease, []).append(line)
 
     def take_lines(self, lease: int) -> list[LogLine]:
@@ -104,6 +108,10 @@ class Settler:
             added.add_done_callback(_tell_of_late)
         self.stored += 1
         self._on_stored([transition], [])
+
+    def _tell_noted(self) -> None:
+        if not self._notes and not self._lines and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._noted.set)
 
     async def drained(self) -> None:
         """Wait until everything queued so far is stored."""
@@ -127,9 +135,11 @@ class Settler:
                 self._idle.set()
 
     async def serve_notes(self) -> None:
-        """Write progress every half second until cancelled."""
+        """Write progress half a second after it came until cancelled; where nothing comes, nothing wakes up."""
         while True:
+            await self._noted.wait()
             await asyncio.sleep(PROGRESS_EVERY)
+            self._noted.clear()
             if self._notes or self._lines:
                 with self._noting:
                     taken, self._notes = self._notes, {}

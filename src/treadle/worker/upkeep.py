@@ -28,6 +28,10 @@ from treadle.worker.presence import Presence, children_lock, has_survivors, roll
 
 UNKNOWN_EVERY: Final = 5.0
 EXPIRE_EVERY: Final = 1.0
+TOGETHER: Final = 0.05
+"""Seconds that a duty may be done early, so that it costs no wake-up of its own."""
+LOOK_AGAIN: Final = 1.0
+"""Seconds after which the workers are read again although nobody has committed anything."""
 OF_EPOCH: Final = re.compile(r"(?:roll|children)-(\d+)")
 log = logging.getLogger("treadle.worker")
 
@@ -66,6 +70,9 @@ class Upkeep:
         self._on_fatal = on_fatal
         self._stop = threading.Event()
         self._judge = store.engine.judge()
+        self._watch = store.engine.watch()
+        self._others: list[workers.IdentityRow] = []
+        self._read_at = -LOOK_AGAIN
         self._roll = roll_of(store)
         self._signs: dict[int, tuple[int, float]] = {}
         self.first_round = threading.Event()
@@ -82,6 +89,7 @@ class Upkeep:
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(10)
         self._judge.close()
+        self._watch.close()
 
     def _serve(self) -> None:
         try:
@@ -91,7 +99,7 @@ class Upkeep:
 
     def _do_duties(self) -> None:
         duties: list[tuple[float, Callable[[], None]]] = [
-            (self._store.engine.look_every, self.rescue),
+            (0.0, self.rescue),
             (self._store.engine.beat_every, self.beat),
             (UNKNOWN_EVERY, self.look_after_heads),
             (EXPIRE_EVERY, self.expire),
@@ -102,9 +110,11 @@ class Upkeep:
         while not self._stop.is_set():
             for place, (interval, duty) in enumerate(duties):
                 now = self._clock.monotonic()
-                if now >= due[place] and not self._do(duty):
+                if now < due[place] - TOGETHER:
+                    continue
+                if not self._do(duty):
                     return
-                due[place] = max(due[place], now + interval) if now >= due[place] else due[place]
+                due[place] = now + (interval or self._until_rescue())
             self.first_round.set()
             self._stop.wait(max(0.01, min(due) - self._clock.monotonic()))
 
@@ -125,7 +135,7 @@ class Upkeep:
 
     def rescue(self) -> None:
         """Take back the jobs of workers that are dead, by what the store takes for a proof."""
-        for row in self._store.read(workers.identities):
+        for row in self._registered():
             if row.epoch == self._presence.epoch:
                 continue
             if not self._judge.is_dead(row):
@@ -140,6 +150,20 @@ class Upkeep:
                 continue
             self._forget(row.epoch)
             log.warning("Worker %s (pid %s) is dead; %d of its jobs were rescued.", row.name, row.pid, rescued)
+
+    def _until_rescue(self) -> float:
+        """Seconds until the next look for the dead: a worker that was alone at the last look has nobody to rescue."""
+        often = self._store.engine.look_every
+        return often if len(self._others) > 1 else max(often, LOOK_AGAIN)
+
+    def _registered(self) -> list[workers.IdentityRow]:
+        """Who is registered: the rows of the last look where nothing was committed since; four looks a second cost."""
+        now = self._clock.monotonic()
+        if self._watch.changed():
+            self._read_at = -LOOK_AGAIN  # also when the read fails
+        if now >= self._read_at + LOOK_AGAIN:
+            self._others, self._read_at = self._store.read(workers.identities), now
+        return self._others
 
     def beat(self) -> None:
         """Check that our locks still hold and the disk has not failed, and write a sign of life."""
