@@ -41,7 +41,7 @@ class Server:
     def __init__(self, binaries: Path, settings: tuple[str, ...] = QUICK, port: int = 0) -> None:
         self._binaries = binaries
         self._settings = (*settings, f"listen_addresses={'127.0.0.1' if port else ''}")
-        self._port = port or 5432
+        self._port = self.port = port or 5432
         self.folder = Path(tempfile.mkdtemp(prefix="treadle-pg-"))
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:  # it refuses to run as root
@@ -135,6 +135,8 @@ def _template(version: str) -> str:
 @contextmanager
 def database(version: str = "", *, empty: bool = False) -> Iterator[str]:
     """The address of a new database with Treadle's tables, or an empty one; dropped afterwards."""
+    import pooler
+
     given = os.environ.get("TREADLE_TEST_PG_DSN")
     name = f"treadle_{os.getpid()}_{next(_numbers)}"
     if given:
@@ -144,7 +146,8 @@ def database(version: str = "", *, empty: bool = False) -> Iterator[str]:
         return
     template = "template1" if empty else _template(version)
     with shared(version).admin() as admin, _made(admin, name, template):
-        yield shared(version).url(name)
+        direct = shared(version).url(name)
+        yield pooler.instead(direct, version) if "TREADLE_TEST_POOLER" in os.environ else direct
 
 
 @contextmanager
