@@ -1,4 +1,4 @@
-"""A real pgbouncer in transaction mode before a test's server, where Debian's package is installed.
+"""A real pgbouncer before a test's server, where Debian's package is installed.
 
 ``TREADLE_TEST_POOLER=1`` sends every store of the tests through one.
 """
@@ -32,7 +32,7 @@ listen_port = {own}
 unix_socket_dir = {folder}
 auth_type = trust
 auth_file = {folder}/users
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = 8
 max_client_conn = 500
 ignore_startup_parameters = extra_float_digits
@@ -43,14 +43,14 @@ logfile = {folder}/log
 class Pooler:
     """One running pgbouncer, reached by a socket in a folder of its own.
 
-    Args:
-        server: the server behind it.
+    Args:        server: the server behind it.
+        mode: for how long a client has a connection: "session", "transaction" or "statement".
     """
 
-    def __init__(self, server: postgres.Server) -> None:
+    def __init__(self, server: postgres.Server, mode: str = "transaction") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="treadle-pool-"))
         (self.folder / "users").write_text('"postgres" ""\n')
-        words = CONFIGURED.format(server=server.folder, port=server.port, own=PORT, folder=self.folder)
+        words = CONFIGURED.format(server=server.folder, port=server.port, own=PORT, folder=self.folder, mode=mode)
         (self.folder / "ini").write_text(words)
         who: dict[str, Any] = {}
         if os.geteuid() == 0:  # it refuses to run as root
@@ -89,11 +89,11 @@ class Pooler:
 
 
 @cache
-def shared(version: str = "") -> Pooler:
+def shared(version: str = "", mode: str = "transaction") -> Pooler:
     """The pooler of this run before a server; it stops at exit. Without the package the test is skipped."""
     if not Path(PROGRAM).exists():
         pytest.skip("there is no pgbouncer here")
-    made = Pooler(postgres.shared(version))
+    made = Pooler(postgres.shared(version), mode)
     atexit.register(made.remove)
     return made
 

@@ -1,4 +1,4 @@
-"""Through a real pgbouncer in transaction mode: no statement relies on the session of the one before."""
+"""Through a real pgbouncer, as docs/pgbouncer.md says: no statement relies on the session of the one before."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import postgres
 from store.making import PATIENCE, count, note, notes, put, state, success, take
 from store.making import apply as store_outcomes
 from treadle import JobState, Treadle
+from treadle.errors import StoreError
 from treadle.store.options import StoreOptions
 from treadle.store.store import Store
 from worker.kit import aeventually
@@ -107,3 +108,26 @@ def test_a_worker_drains_a_queue(direct: str, pooled: str) -> None:
         assert [handle.result(timeout=PATIENCE) for handle in handles] == [*range(10)]
         assert app.counts() == {"default": {JobState.SUCCEEDED: 200}}
         assert count(app.store, "treadle_attempts") == 200
+
+
+def other_mode(direct: str, mode: str) -> str:
+    """The database through a pooler in another mode."""
+    return pooler.shared(mode=mode).url(str(psycopg.conninfo.conninfo_to_dict(direct)["dbname"]))
+
+
+def test_session_mode_needs_no_setting(direct: str) -> None:
+    """A program that enqueues, and a worker that listens, work as they are."""
+    with Treadle(other_mode(direct, "session"), connections=2) as app:
+
+        @app.task(name="double")
+        async def double(number: int) -> int:
+            return 2 * number
+
+        with app.worker():
+            assert [double.enqueue(number).result(timeout=PATIENCE) for number in range(8)] == [*range(0, 16, 2)]
+
+
+def test_statement_mode_is_refused_in_words(direct: str) -> None:
+    """The first use says what is wrong; nothing is stored half."""
+    with Treadle(other_mode(direct, "statement")) as app, pytest.raises(StoreError, match="statement pooling mode"):
+        app.remote("double").enqueue(number=1)
