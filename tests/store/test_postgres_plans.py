@@ -59,8 +59,9 @@ def statements() -> dict[str, str]:
                 found[f"{room}.{name}"] = value
             elif isinstance(value, dict) and all(isinstance(one, Sql) for one in value.values()):
                 found |= {f"{room}.{name} {key}": one for key, one in value.items()}
-    for name in ("sequences.BURN", "sequences.LOCK", "sequences.NEXT", "logs.COLUMNS"):
-        found.pop(name)  # SQLite's, one that reads no table, and a part of others
+    found.pop("logs.COLUMNS")  # a part of others
+    # Numbers are SQLite's rows, or sequences that no table is read for; the rest of that room is for a move.
+    found = {name: one for name, one in found.items() if not name.startswith("sequences.")}
     of_job = "l.seq > :after AND l.job_id = :job AND l.level >= :level"
     texts = {name: one.replace("{conditions}", of_job) if isinstance(one, str) else one for name, one in found.items()}
     return {name: DIALECT.text(one) for name, one in texts.items()}
