@@ -28,13 +28,22 @@ from treadle.model.codec import JsonCodec
 STORE, FOLDER, AT_IMPORT = "TREADLE_TEST_STORE", "TREADLE_TEST_FOLDER", "TREADLE_TEST_AT_IMPORT"
 LOOKS = 12_000
 FAMILY = """
-import os, runpy, subprocess, sys, time
-made = runpy.run_path(sys.argv[1], run_name="family")
-son = subprocess.Popen([sys.executable, "-c", made["SLEEPER"]])
-told = f"{son.pid} {made['daemon']()}"
-open(sys.argv[2] + ".new", "w").write(told)
-os.rename(sys.argv[2] + ".new", sys.argv[2])
-time.sleep(3600)
+import os, signal, subprocess, sys
+son = subprocess.Popen(["sleep", "3600"])
+reader, writer = os.pipe()
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        os.write(writer, str(os.getpid()).encode())
+        while True:
+            signal.pause()
+    os._exit(0)
+os.wait()
+with open(sys.argv[1] + ".new", "w") as out:
+    out.write(f"{son.pid} {os.read(reader, 20).decode()}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+while True:
+    signal.pause()
 """
 SLEEPER = "import time\nwhile True: time.sleep(1)"
 CAP = 200_000_000
@@ -232,7 +241,7 @@ def employ(job: JobContext, value: Any) -> Any:
     """Start a program by the job's own means, which starts another one and a daemon, and wait for it."""
     if job.attempt > 1:
         return [pid for pid in map(int, place(f"{value} begun").read_text().split()) if alive(pid)]
-    program = job.popen([sys.executable, "-c", FAMILY, __file__, str(place(f"{value} family"))])
+    program = job.popen([sys.executable, "-c", FAMILY, str(place(f"{value} family"))])
     say(f"{value} begun", f"{program.pid} {heard(f'{value} family')}")
     return program.wait() if value != "left" else None
 

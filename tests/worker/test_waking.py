@@ -15,6 +15,7 @@ from worker.isolated import TASKS, heard
 from worker.kit import aeventually, eventually
 
 
+@pytest.mark.sqlite
 def test_workers_are_read_again_only_after_a_commit(app: Treadle) -> None:
     """Two looks for the dead share what was read, until anybody has committed anything, or a second has passed."""
     nothing = app.remote("nothing")

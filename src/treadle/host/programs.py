@@ -70,7 +70,8 @@ class Programs:
             for started in self._started:
                 _signal_group(started, signal.SIGKILL)
                 _bury(started)
-        until_none(lambda: kill_marked(self._mark))
+        for _ in range(2):  # one that is just becoming another program shows no environment for a moment
+            until_none(lambda: kill_marked(self._mark))
 
     def _own(self, options: dict[str, Any]) -> dict[str, Any]:
         environment = os.environ if options.get("env") is None else options["env"]

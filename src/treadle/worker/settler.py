@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -93,6 +94,11 @@ class Settler:
             self._tell_noted()
             self._lines.setdefault(lease, []).append(line)
 
+    def _tell_noted(self) -> None:
+        if not self._notes and not self._lines:
+            with suppress(RuntimeError):  # the loop is closed: a thread that a handler left behind, and nobody writes
+                self._loop.call_soon_threadsafe(self._noted.set)
+
     def take_lines(self, lease: int) -> list[LogLine]:
         """The lines of an attempt that are not written yet, for whoever settles it; any thread may call this."""
         with self._noting:
@@ -108,10 +114,6 @@ class Settler:
             added.add_done_callback(_tell_of_late)
         self.stored += 1
         self._on_stored([transition], [])
-
-    def _tell_noted(self) -> None:
-        if not self._notes and not self._lines and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._noted.set)
 
     async def drained(self) -> None:
         """Wait until everything queued so far is stored."""
