@@ -52,8 +52,7 @@ def test_everything_at_once() -> None:
     """Children, bulk verbs, pauses, expiry, retries, evictions, recycling and kills together: every promise holds."""
     told = chaos("--scenario", "mixture", "--seconds", "9")
     for deed in ("kill", "evict", "drain", "cancel", "retry", "bulk", "shuffle", "pause", "expire", "waste"):
-        # A drain may meet workers that were killed meanwhile, each time: then it was refused, which is an answer too.
-        assert re.search(rf"\b{deed}( refused: WorkerNotFound)? \d", told), told
+        assert re.search(rf"\b{deed} \d", told), told
 
 
 @pytest.mark.timeout(300)
