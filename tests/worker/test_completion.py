@@ -378,6 +378,24 @@ def test_nothing_slips_through_after_the_deadline(bank: Bank) -> None:
 
 
 @on_sqlite
+def test_rows_that_come_after_the_deadline_are_refused(bank: Bank, caplog: pytest.LogCaptureFixture) -> None:
+    """A call that stands still between two rows when the deadline comes ends at the next row, and leaves none."""
+
+    def rows() -> Iterator[tuple[int]]:
+        yield (1,)
+        eventually(lambda: "was rolled back" in caplog.text)
+        yield (2,)
+
+    def body(job: JobContext) -> object:
+        with pytest.raises(TransactionTooLong), job.transaction(deadline=0.1) as tx:
+            tx.connection.executemany(bank.add, rows())
+        return None
+
+    assert ran(bank, body).result(PATIENCE) is None
+    assert bank.effects() == []
+
+
+@on_sqlite
 def test_a_plain_enqueue_inside_is_noticed(bank: Bank) -> None:
     """It would wait for its own transaction; the error says how to do it, and that works."""
     told: list[BaseException] = []
@@ -426,11 +444,11 @@ def test_many_at_once_all_complete(bank: Bank) -> None:
     assert set(states(bank.app)) == {"succeeded"}
 
 
-def test_a_failed_commit_leaves_nothing(bank: Bank) -> None:
-    """What fails just before the commit undoes the rows, and the attempt fails as usual."""
+def broken_at(bank: Bank, point: str) -> Job[Any]:
+    """Run a job that commits an effect, with a failure at *point*."""
 
     def body(job: JobContext) -> object:
-        arm(raising(lambda: RuntimeError("broken")), "transaction.before_commit")
+        arm(raising(lambda: RuntimeError("broken")), point)
         try:
             with job.transaction() as tx:
                 tx.execute(bank.add, (job.id,))
@@ -438,23 +456,18 @@ def test_a_failed_commit_leaves_nothing(bank: Bank) -> None:
             disarm()
         return None
 
-    ran(bank, body)
+    return ran(bank, body)
+
+
+def test_a_failed_commit_leaves_nothing(bank: Bank) -> None:
+    """What fails just before the commit undoes the rows, and the attempt fails as usual."""
+    broken_at(bank, "transaction.before_commit")
     assert (bank.effects(), states(bank.app)) == ([], ["failed"])
 
 
 def test_a_failure_behind_the_commit_denies_nothing(bank: Bank) -> None:
     """What fails after the commit is logged; rows and success are there."""
-
-    def body(job: JobContext) -> object:
-        arm(raising(lambda: RuntimeError("broken")), "transaction.after_commit")
-        try:
-            with job.transaction() as tx:
-                tx.execute(bank.add, (job.id,))
-        finally:
-            disarm()
-        return None
-
-    job = ran(bank, body)
+    job = broken_at(bank, "transaction.after_commit")
     assert (bank.effects(), states(bank.app)) == ([job.id], ["succeeded"])
 
 

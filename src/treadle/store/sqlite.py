@@ -47,7 +47,10 @@ class OwnConnection(sqlite3.Connection):
     """A connection of Treadle's own, to be told from the caller's."""
 
 
-def connect(path: Path, *, durability: str = "full", read_only: bool = False, cached: int = 256) -> sqlite3.Connection:
+def connect(
+    path: Path, *, durability: str = "full", read_only: bool = False, cached: int = 256,
+    factory: type[sqlite3.Connection] = OwnConnection,
+) -> sqlite3.Connection:  # fmt: skip
     """Open a connection with Treadle's pragmas; the caller serialises its use.
 
     Args:
@@ -55,10 +58,11 @@ def connect(path: Path, *, durability: str = "full", read_only: bool = False, ca
         durability: "full", "normal" or "off": SQLite's ``synchronous``.
         read_only: refuse writes on this connection.
         cached: how many prepared statements are kept.
+        factory: its class.
     """
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False,
-        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=cached, factory=OwnConnection,
+        timeout=BUSY_TIMEOUT_MS / 1000, cached_statements=cached, factory=factory,
     )  # fmt: skip
     for pragma in (
         f"synchronous = {SYNCHRONOUS[durability]}",

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Final, TypeVar
 
 from treadle.errors import StoreBusy
@@ -17,10 +17,12 @@ from treadle.store.lane import Lane
 from treadle.store.lending import WORK, Lent
 from treadle.store.session import Session
 from treadle.store.sqlite import BUSY_TIMEOUT_MS, connect, is_busy, translate
+from treadle.store.sqlite_guarded import GuardedConnection
 from treadle.store.transaction import begin, commit
 
 T = TypeVar("T")
-ROLLBACK_TRIES: Final = 200
+AGAIN_AFTER: Final = 0.002
+"""Seconds between two interruptions of what does not end."""
 log = logging.getLogger("treadle.store")
 FORBIDDEN: Final = (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
 
@@ -37,10 +39,10 @@ class FileLent(Lent):
         deadline: seconds.
     """
 
-    connection: sqlite3.Connection
+    connection: GuardedConnection
 
     def __init__(
-        self, connection: sqlite3.Connection, facts: FileFacts, connections: Connections, held: ExitStack, holder: str,
+        self, connection: GuardedConnection, facts: FileFacts, connections: Connections, held: ExitStack, holder: str,
         deadline: float,
     ) -> None:  # fmt: skip
         super().__init__(connection, str(facts.path), holder, deadline)
@@ -48,12 +50,14 @@ class FileLent(Lent):
         self._connections = connections
         self._held = held
         self._own: int | None = None
-        connection.set_authorizer(self._judge)
+        connection.set_authorizer(_refuse_control)
+        connection.guard = self._entered
 
     def _store(self, operation: Callable[[Session], T]) -> T:
         session = self._connections.session(self.connection)
         try:
             with self._ourselves():
+                self.connection.set_authorizer(None)  # the handler has had its say
                 result = operation(session)
                 commit(self.connection, self._path, WORK)
         except sqlite3.Error as error:
@@ -70,19 +74,24 @@ class FileLent(Lent):
         return result
 
     def _interrupt(self) -> None:
-        self.connection.interrupt()
-        # Statements that are prepared already are judged again: none may run once the transaction is gone.
-        self.connection.set_authorizer(self._judge)
+        # Only what runs at that very moment is interrupted; what begins afterwards is refused.
+        while not self._lock.acquire(timeout=AGAIN_AFTER):
+            self.connection.interrupt()
+        self._lock.release()
 
     def _close(self) -> None:
         with self._held, self._ourselves():
-            for _ in range(ROLLBACK_TRIES):
-                if not self.connection.in_transaction:
-                    break
-                with suppress(sqlite3.OperationalError):  # what is being interrupted interrupts this one too
-                    self.connection.execute("ROLLBACK")
-                    break
-                self._connections.pause(0.01)
+            self.connection.set_authorizer(None)
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Around every call of the connection, a handler's or our own."""
+        with self._lock:
+            if self._state != "open" and self._own != threading.get_ident():
+                raise sqlite3.OperationalError("interrupted")
+            yield
 
     @contextmanager
     def _ourselves(self) -> Iterator[None]:
@@ -92,11 +101,10 @@ class FileLent(Lent):
         finally:
             self._own = None
 
-    def _judge(self, action: int, *_: object) -> int:
-        """Whether a statement may do this; SQLite asks when it prepares one."""
-        if self._own == threading.get_ident():
-            return sqlite3.SQLITE_OK
-        return sqlite3.SQLITE_DENY if self._state != "open" or action in FORBIDDEN else sqlite3.SQLITE_OK
+
+def _refuse_control(action: int, *_: object) -> int:
+    """Whether a statement may do this; SQLite asks when it prepares one."""
+    return sqlite3.SQLITE_DENY if action in FORBIDDEN else sqlite3.SQLITE_OK
 
 
 def lend(
@@ -122,7 +130,8 @@ def lend(
         held.callback(_finish, connections)
         connections.enter_gate(blocking=True)
         held.callback(connections.leave_gate)
-        connection = connect(facts.path, durability=facts.durability, cached=0)
+        connection = connect(facts.path, durability=facts.durability, cached=0, factory=GuardedConnection)
+        assert isinstance(connection, GuardedConnection)
         held.callback(connection.close)
         for _ in range(max(1, round(patience * 1000 / BUSY_TIMEOUT_MS))):
             if _began(connection, connections):
