@@ -21,13 +21,14 @@ class Watcher:
     def __init__(self) -> None:
         self.time = 1000.0
         self.locked = False
+        self.others: set[int] = set()
         self.since: float | None = 0.0
         self.seen_at = 1
         self.judge = ServerJudge(lambda _: self.locks(), self, STORE, self)  # type: ignore[arg-type]
 
     def locks(self) -> set[int]:
         """What the server would say."""
-        return {lock_key(STORE, 7)} if self.locked else {1}
+        return {lock_key(STORE, epoch) for epoch in self.others} | ({lock_key(STORE, 7)} if self.locked else {1})
 
     def monotonic(self) -> float:
         """The clock."""
@@ -36,9 +37,13 @@ class Watcher:
     def look(self, after: float = 1.0) -> bool:
         """Look again *after* so many seconds."""
         self.time += after
+        return self.judge.is_dead(self.row(7))
+
+    def row(self, epoch: int) -> IdentityRow:
+        """The registration of a worker on another host."""
         row: dict[str, Any] = {name: 0 for name in IdentityRow._fields}
-        row |= {"epoch": 7, "name": "far", "boot_id": "another host", "seen_at": self.seen_at}
-        return self.judge.is_dead(IdentityRow(**row))
+        row |= {"epoch": epoch, "name": "far", "boot_id": "another host", "seen_at": self.seen_at}
+        return IdentityRow(**row)
 
 
 @pytest.fixture
@@ -84,3 +89,18 @@ def test_a_lost_lock_says_nothing_after_the_server_came_up(watcher: Watcher) -> 
     for since in (watcher.time - 1, None):
         watcher.since = since
         assert not any(watcher.look() for _ in range(3))
+
+
+def test_those_who_left_in_good_order_are_no_outage(watcher: Watcher) -> None:
+    """However many there were: a lost lock of one who is still registered counts after 3 s all the same."""
+    watcher.others = set(range(100, 120))
+    assert not watcher.look()
+    for epoch in watcher.others:
+        assert not watcher.judge.is_dead(watcher.row(epoch))
+    watcher.others = set()
+    watcher.locked = True
+    for _ in range(4):
+        watcher.seen_at += 1
+        assert not watcher.look()
+    watcher.locked = False
+    assert [watcher.look() for _ in range(3)] == [False, False, True]

@@ -73,6 +73,8 @@ class ComingBack:
             )
             await self._worker.take_down()
             await self._return()
+        except StoreBusy as error:  # before anything was taken down: the next sign of life brings us here again
+            log.warning("Why worker %s is not registered any more cannot be read yet: %s", presence.name, error)
         except TreadleError as error:
             self._worker.fail(error)
         except Exception as error:

@@ -125,9 +125,9 @@ class Connections:
             connection = self._take(until, wanted)
             yield connection
         finally:
-            self._free.release()
             if connection is not None:
                 self._give_back(connection)
+            self._free.release()  # last, or whoever waits would make one more
 
     def drop_idle(self, parting: Callable[[Connection], None] = lambda _: None) -> None:
         """Close every connection that nobody uses: they may all be dead."""

@@ -70,6 +70,7 @@ class _Sign(NamedTuple):
     seen_at: int
     since: float
     was_locked: bool
+    asked_at: float
 
 
 _NEVER: Final = float("-inf")
@@ -107,13 +108,12 @@ class ServerJudge:
             return True
         locked = lock_key(self._store_id, row.epoch) in self._locks
         sign = self._signs.get(row.epoch)
-        if sign is None or sign.seen_at != row.seen_at:
-            self._signs[row.epoch] = _Sign(row.seen_at, self._watched, locked or (sign is not None and sign.was_locked))
-            return False
-        if locked and not sign.was_locked:
-            self._signs[row.epoch] = sign._replace(was_locked=True)
-        still = self._watched - sign.since
-        return still >= LEASE or (sign.was_locked and not locked and still >= LOST_LOCK_LEASE and self._is_quiet(now))
+        was_locked = locked or (sign is not None and sign.was_locked)
+        moved = sign is None or sign.seen_at != row.seen_at
+        since = self._watched if sign is None or moved else sign.since
+        self._signs[row.epoch] = _Sign(row.seen_at, since, was_locked, self._watched)
+        still = self._watched - since
+        return still >= LEASE or (was_locked and not locked and still >= LOST_LOCK_LEASE and self._is_quiet(now))
 
     def looks_alive(self, row: IdentityRow, now: int) -> bool:
         """For people: its lease has not run out, and its process is not provably gone. *now* is the server's time."""
@@ -129,6 +129,8 @@ class ServerJudge:
             self._signs.clear()
         else:
             self._watched += min(gap, CREDIT)
+            # Those nobody asks about any more have left; their locks say nothing.
+            self._signs = {epoch: sign for epoch, sign in self._signs.items() if self._watched - sign.asked_at < GAP}
         if gap > 0.1 or not self._locks:
             try:
                 self._locks = self._read(_locks)
