@@ -283,11 +283,16 @@ def test_an_old_schema_is_named(tmp_path: Path) -> None:
     assert look(tmp_path)[0] == 0
 
 
+def make_newer(folder: Path, reader: int) -> None:
+    """A file that a later Treadle has migrated, for readers from *reader* on."""
+    make(folder)
+    with closing(sqlite3.connect(folder / "jobs.db", isolation_level=None)) as connection:
+        connection.execute("INSERT INTO treadle_migrations VALUES (999, '999_later', ?, 1)", (reader,))
+
+
 def test_a_newer_schema_that_can_be_read_is_a_note(tmp_path: Path) -> None:
     """A file that a newer Treadle has added to works here, and doctor says that this one is behind."""
-    make(tmp_path)
-    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
-        connection.execute("INSERT INTO treadle_migrations VALUES (999, '999_later', 1, 1)")
+    make_newer(tmp_path, reader=1)
     code, found = look(tmp_path)
     assert (code, found["schema"]["level"]) == (0, "note")
     assert "999" in found["schema"]["text"]
@@ -295,9 +300,7 @@ def test_a_newer_schema_that_can_be_read_is_a_note(tmp_path: Path) -> None:
 
 def test_a_newer_schema_that_is_refused_is_not_called_usable(tmp_path: Path) -> None:
     """Where a file needs a newer reader, opening it is the problem, and no other finding says that it works."""
-    make(tmp_path)
-    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
-        connection.execute("INSERT INTO treadle_migrations VALUES (999, '999_later', 2, 1)")
+    make_newer(tmp_path, reader=2)
     code, found = look(tmp_path)
     assert (code, found["opening"]["level"]) == (1, "PROBLEM")
     assert "Install the newer Treadle" in found["opening"]["text"]

@@ -71,9 +71,12 @@ class Mixture:
             *[self.produce] * 30, *[self.waste] * 3, *[self.expire] * 4, *[self.cancel] * 8, *[self.retry] * 8,
             *[self.bulk] * 4, *[self.shuffle] * 6, *[self.pause] * 2, *[self.kill] * 3, self.evict, self.drain,
         ]  # fmt: skip
+        # Dealt like cards: by luck alone a rare deed might not come up in a short run.
+        dealt: list[Callable[[], None]] = []
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            deed = self.luck.choice(deeds)
+            dealt = dealt or self.luck.sample(deeds, len(deeds))
+            deed = dealt.pop()
             try:
                 deed()
             except TreadleError as error:
@@ -111,8 +114,7 @@ class Mixture:
 
     def evict(self) -> None:
         """Take a living worker's jobs; it ends as soon as it notices."""
-        worker = self.luck.choice(self.fleet)
-        if worker.pid not in self.ends and any(one.pid == worker.pid for one in self.shop.app.workers()):
+        for worker in self._one_at_work():
             self.ends[worker.pid] = LOST
             self.shop.ledger.write("evict", victim=worker.pid)
             self.shop.app.evict(f"w{worker.pid}", reason="for a change")
@@ -120,10 +122,15 @@ class Mixture:
 
     def drain(self) -> None:
         """Let a worker end in good order."""
-        worker = self.luck.choice(self.fleet)
-        if worker.pid not in self.ends:
+        for worker in self._one_at_work():
             self.shop.app.drain(f"w{worker.pid}")
             self.ends[worker.pid] = 0
+
+    def _one_at_work(self) -> list[Process]:
+        """One of the registered workers whose end nobody has decided yet; none when there is none."""
+        registered = {one.pid for one in self.shop.app.workers()}
+        free = [worker for worker in self.fleet if worker.pid in registered and worker.pid not in self.ends]
+        return self.luck.sample(free, min(1, len(free)))
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 

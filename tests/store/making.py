@@ -15,6 +15,7 @@ from treadle.store.ops import find, settle, workers
 from treadle.store.ops.claim import Claim, ClaimRequest, claim
 from treadle.store.session import Session
 from treadle.store.store import Store
+from treadle.store.verify import verify
 
 T = TypeVar("T")
 START = 1_700_000_000_000_000
@@ -145,3 +146,10 @@ def notes(store: Store) -> list[str]:
     """What :func:`note` has written, in the order of the writes."""
     sql = "SELECT value FROM treadle_meta WHERE name LIKE 'note%' ORDER BY name"
     return [row[0] for row in store.read(lambda session: session.rows(sql))]
+
+
+def broken(store: Store) -> dict[str, str]:
+    """What does not hold: check to text; each has a remedy."""
+    found = [verdict for verdict in verify(store) if not verdict.sound]
+    assert all(verdict.remedy for verdict in found)
+    return {verdict.check: verdict.text for verdict in found}

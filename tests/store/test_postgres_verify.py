@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import postgres
-from store.making import START, apply, change, failure, put, register, success, take
+from store.making import START, apply, broken, change, failure, put, register, success, take
 from treadle.clock import HeldClock
 from treadle.store.ops import logs, notes, sequences
 from treadle.store.options import StoreOptions
@@ -41,13 +41,6 @@ def used(address: str) -> Iterator[Store]:
     apply(store, success(first, data=b"1", codec="json"), failure(second, immediate="ValueError"))
     yield store
     store.close()
-
-
-def broken(store: Store) -> dict[str, str]:
-    """What does not hold: check to text; each has a remedy."""
-    found = [verdict for verdict in verify(store) if not verdict.sound]
-    assert all(verdict.remedy for verdict in found)
-    return {verdict.check: verdict.text for verdict in found}
 
 
 def test_a_store_at_work_is_sound(used: Store) -> None:

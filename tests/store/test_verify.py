@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from store.making import apply, change, failure, put, register, success, take
+from store.making import apply, broken, change, failure, put, register, success, take
 from treadle.clock import HeldClock
 from treadle.errors import StoreError
 from treadle.store.ops import logs, notes
@@ -32,13 +32,6 @@ def used(file_store: Store) -> Store:
     file_store.run(partial(logs.write, lines=[(third.lease, [logs.LogLine(1, 20, "job", "said")])]))
     apply(file_store, success(first, data=b"1", codec="json"), failure(second, immediate="ValueError"))
     return file_store
-
-
-def broken(store: Store) -> dict[str, str]:
-    """What does not hold: check to text; each has a remedy."""
-    found = [verdict for verdict in verify(store) if not verdict.sound]
-    assert all(verdict.remedy for verdict in found)
-    return {verdict.check: verdict.text for verdict in found}
 
 
 def test_a_store_at_work_is_sound(used: Store) -> None:

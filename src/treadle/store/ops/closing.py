@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.errors import StoreBusy, StoreError, StoreMoved
+from treadle.store.ops import meta
 from treadle.store.session import Session
 
 DRAINING, MOVED, FILLING = "draining", "moved", "filling"
@@ -24,11 +25,7 @@ SAID: Final = "treadle {degree}: "
 STATES: Final = {MOVED: "TRD01", DRAINING: "TRD02", FILLING: "TRD03"}
 """The same on PostgreSQL: SQLSTATE of the refusal."""
 
-SAY: Final = """
-INSERT INTO treadle_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 UNSAY: Final = "DELETE FROM treadle_meta WHERE name IN ('draining', 'moved', 'filling')"
-TOLD: Final = "SELECT value FROM treadle_meta WHERE name = ?"
 OPEN_GATE: Final = "INSERT INTO treadle_meta (name, value) VALUES ('move_page', '')"
 SHUT_GATE: Final = "DELETE FROM treadle_meta WHERE name = 'move_page'"
 
@@ -71,7 +68,7 @@ def close(session: Session, degree: str, text: str) -> None:
         session.change(LOCK)
         session.change(FUNCTION)
     reopen(session, keep_function=True)
-    session.change(SAY, (degree, text))
+    session.change(meta.SET, (degree, text))
     make = _make_on_server if on_server else _make_in_file
     if degree == DRAINING:
         make(session, degree, text, "treadle_jobs", "UPDATE OF state", CLAIMS)
@@ -109,7 +106,7 @@ def shut_gate(session: Session) -> None:
 
 def moved_to(session: Session) -> str | None:
     """What whoever writes to this store is told since its jobs moved away; None for a store in use."""
-    text: str | None = session.value(TOLD, (MOVED,))
+    text: str | None = session.value(meta.GET, (MOVED,))
     return text
 
 
@@ -130,7 +127,7 @@ def check_filling(session: Session) -> None:
     Raises:
         StoreBusy: it is being filled.
     """
-    text = session.value(TOLD, (FILLING,))
+    text = session.value(meta.GET, (FILLING,))
     if text is not None:
         raise StoreBusy(text)
 

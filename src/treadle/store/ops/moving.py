@@ -13,9 +13,6 @@ from treadle.store.ops.copying import Key
 from treadle.store.session import Session
 
 NAME: Final = "move"
-SET: Final = """
-INSERT INTO treadle_meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 REPLACE: Final = "UPDATE treadle_meta SET value = ? WHERE name = 'move' AND value = ?"
 FORGET: Final = "DELETE FROM treadle_meta WHERE name = 'move'"
 RENAME: Final = "UPDATE treadle_meta SET value = ? WHERE name = 'store_id'"
@@ -56,7 +53,7 @@ def read(session: Session) -> Mark | None:
 
 def write(session: Session, mark: Mark) -> None:
     """Remember."""
-    session.change(SET, (NAME, _text(mark)))
+    session.change(meta.SET, (NAME, _text(mark)))
 
 
 def advance(session: Session, mark: Mark, following: Mark) -> None:
