@@ -80,7 +80,7 @@ def test_connections_that_are_cut_at_random_bytes(tmp_path: Path, rounds: int) -
         port = free.getsockname()[1]
     made = Server(needed(), SAFE, port)
     try:
-        with CuttingProxy(port, 60_000, seed=7) as proxy:
+        with CuttingProxy(port, 25_000, seed=7) as proxy:
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
             with fleet(url, tmp_path) as hosts:
                 for host in ("alpha", "beta"):

@@ -16,6 +16,7 @@ from treadle.store.options import StoreOptions
 from treadle.store.replies import LoopReply, deliver
 from treadle.store.session import Session
 from treadle.store.store import Store
+from worker.kit import eventually
 
 
 class Stopper:
@@ -173,7 +174,8 @@ def test_a_loop_that_is_gone_does_not_stop_the_lane(store: Store, stopper: Stopp
     deliver([reply])
     stopper.go.set()
     assert other.result(PATIENCE) == "waits"
-    assert notes(store) == ["nobody waits", "waits"]
+    # Where there are several lanes, another one may be storing what nobody waits for.
+    eventually(lambda: sorted(notes(store)) == ["nobody waits", "waits"])
 
 
 async def _reply() -> LoopReply[str]:
