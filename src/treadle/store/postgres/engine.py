@@ -27,7 +27,7 @@ from treadle.store.postgres.callers import Callers
 from treadle.store.postgres.checks import CHECKS
 from treadle.store.postgres.clock import ServerClock
 from treadle.store.postgres.connections import Connection, Connections, check_url
-from treadle.store.postgres.errors import translate, unreachable
+from treadle.store.postgres.errors import is_lost, translate, unreachable
 from treadle.store.postgres.lanes import Lanes
 from treadle.store.postgres.lending import Lending
 from treadle.store.postgres.listener import Listener
@@ -92,11 +92,8 @@ class PostgresEngine(Engine):
         )  # fmt: skip
 
     def _open(self) -> None:
-        options = self._options
-        until = self.clock.monotonic() + options.lock_timeout
         try:
-            with self._connections.lent(until) as connection:
-                bring_up_to_date(connection, options.schema, self.place, auto_migrate=options.auto_migrate)
+            self._prepare_tables(self.clock.monotonic() + self._options.lock_timeout)
         except psycopg.Error as error:
             self.close(0)
             raise translate(error, self.place) from error
@@ -106,6 +103,19 @@ class PostgresEngine(Engine):
         self._store_id = self.read(meta.store_id)
         self._callers = Callers(self._dialect, self._server_clock, self.place, self._store_id, self._channel)
         self.side = run_folder(self._store_id)
+
+    def _prepare_tables(self, until: float) -> None:
+        """Look at the tables, from the beginning when the connection is lost: each step is done whole or not at all."""
+        options = self._options
+        while True:
+            try:
+                with self._connections.lent(until) as connection:
+                    bring_up_to_date(connection, options.schema, self.place, auto_migrate=options.auto_migrate)
+                    return
+            except psycopg.Error as error:
+                if not is_lost(error) or self.clock.monotonic() > until:
+                    raise
+                self._connections.drop_idle()
 
     @property
     def is_remote(self) -> bool:
