@@ -84,7 +84,7 @@ def moved(claimed: Claimed, state: JobState, outcome: AttemptOutcome, **changes:
 
 def apply(store: Store, *transitions: Transition, worker: str = "w1") -> list[int]:
     """Store transitions in one batch and return the lost leases."""
-    return store.run(partial(settle.apply, transitions=transitions, worker=worker))
+    return store.run(partial(settle.apply, transitions=transitions, worker=worker)).lost
 
 
 def get(store: Store, number: int) -> JobRecord:

@@ -67,7 +67,8 @@ class Twin:
     def settle(self, transitions: Sequence[Transition], worker: str) -> set[int]:
         """Store outcomes."""
         mine = [one._replace(lease=self.leases[one.lease], job_id=self.ids[one.job_id]) for one in transitions]
-        return {self.leases.index(lost) for lost in self._run(partial(settle.apply, transitions=mine, worker=worker))}
+        applied = self._run(partial(settle.apply, transitions=mine, worker=worker))
+        return {self.leases.index(lost) for lost in applied.lost}
 
     def progress(self, lease: int, message: str) -> bool:
         """Note progress; False when the lease was lost."""

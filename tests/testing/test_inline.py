@@ -184,6 +184,25 @@ def test_nested_enqueues_may_run_beside_each_other(app: Treadle) -> None:
     assert sorted(ran) == list(range(50))
 
 
+def test_what_others_store_beside_a_job_is_theirs_to_run(app: Treadle) -> None:
+    """A job that an enqueue beside this one has stored, and is about to run, is not taken for one that follows."""
+    order: list[str] = []
+
+    @app.task(name="leaf")
+    def leaf(name: str) -> None:
+        order.append(name)
+
+    @app.task(name="outer")
+    def outer() -> None:
+        current_job().on_success(leaf.job("follows"))
+        app.store.insert((leaf.job("of another"),))  # as an enqueue does before it runs its job
+
+    with inline(app):
+        outer.enqueue()
+    assert order == ["follows"]
+    assert sorted(states(app)) == ["ready", "succeeded", "succeeded"]
+
+
 def test_the_error_of_a_job_that_failed_for_good_is_raised(app: Treadle) -> None:
     """After every retry, at once: the object the handler raised, and the job is failed with its whole history."""
     error = ValueError("no")

@@ -5,6 +5,7 @@ Everything here is pure; ``now`` and ``luck`` are arguments. ``docs/design.md`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from treadle import defaults
@@ -60,6 +61,8 @@ class Transition(NamedTuple):
     codec: str = "json"
     data: bytes | None = None
     follow: tuple[NewJob, ...] = ()
+    followed: Sequence[int] = ()
+    """Ids of the jobs in *follow*, known once they are stored."""
     history: bool = True
     """False for a lease returned before its handler began: that leaves no row."""
     immediate: str | None = None

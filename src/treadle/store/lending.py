@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from treadle import defaults
 from treadle.errors import ConfigurationError, TransactionTooLong
@@ -150,7 +150,7 @@ class Lent(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Buffered:
+class Buffered(Generic[T]):
     """The same in one go: statements that were collected, and what completes them.
 
     Attributes:
@@ -162,13 +162,13 @@ class Buffered:
     """
 
     statements: Sequence[tuple[Any, Any]]
-    complete: Callable[[Session], None]
+    complete: Callable[[Session], T]
     holder: str
     deadline: float
     place: str
 
-    def __call__(self, session: Session) -> None:
-        """Run all of it."""
+    def __call__(self, session: Session) -> T:
+        """Run all of it, and return what the rest gave."""
         began = session.clock.monotonic()
         with self._limited(session):
             for statement, parameters in self.statements:
@@ -176,7 +176,7 @@ class Buffered:
         took = session.clock.monotonic() - began
         if took > defaults.TRANSACTION_WARN.total_seconds():
             warn_of(self.holder, took, self.place)
-        self.complete(session)
+        return self.complete(session)
 
     @contextmanager
     def _limited(self, session: Session) -> Iterator[None]:

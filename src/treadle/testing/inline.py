@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 from treadle.app import Treadle
 from treadle.errors import ConfigurationError, JobNotFound
-from treadle.model.job import JobFilter, JobRecord, JobState, NewJob
-from treadle.store.ops import find
+from treadle.model.job import JobRecord, JobState, NewJob
 from treadle.testing.ran import BAD, RanJob, raise_for
 from treadle.testing.solo import Solo
 
@@ -76,9 +74,7 @@ class _Inline:
                 chain = " > ".join((*inside[-5:], job.task))
                 nest.problem = f"Jobs enqueue each other more than {DEPTH} deep: {chain}."
                 return
-            newest = self._app.store.read(find.newest_id)
-            yield from self._to_its_end(nest, job)
-            waiting += self._followers(newest)
+            waiting += yield from self._to_its_end(nest, job)
 
     def _to_run(self, job_id: int) -> JobRecord | None:
         """The job, None if it has a delay, if other programs run it, or if it was deleted meanwhile."""
@@ -88,28 +84,27 @@ class _Inline:
             return None
         return job if job.state is JobState.READY and self._app.registry.find(job.task) is not None else None
 
-    def _to_its_end(self, nest: _Outermost, job: JobRecord) -> Plan:
-        """One attempt after the other, without the pauses between them."""
+    def _to_its_end(self, nest: _Outermost, job: JobRecord) -> Generator[JobRecord, RanJob | None, Sequence[int]]:
+        """One attempt after the other, without the pauses between them; gives the jobs that follow.
+
+        Exactly those: enqueues beside this one run what they have stored themselves.
+        """
+        followers: list[int] = []
         while nest.problem is None:
             nest.attempts += 1
             if nest.attempts > MOST:
                 nest.problem = f"There is no end after {MOST} attempts; the last one was of job {job.id} {job.task}."
-                return
+                break
             ran = yield job
             if ran is None:
                 nest.problem = f"Job {job.id} is run by somebody else; inline() needs the store for itself."
-                return
+                break
+            followers += ran.followers
             if ran.state not in (JobState.READY, JobState.SCHEDULED):
                 if ran.outcome in BAD and ran.state is not JobState.CANCELLED:
                     nest.wrong.append(ran)
-                return
-
-    def _followers(self, newest: int) -> list[int]:
-        """Jobs that an accepted outcome has enqueued: their ids are larger than any there was."""
-        which, states = JobFilter(), (JobState.READY,)
-        return self._app.store.read(
-            partial(find.ids, which=which, states=states, after=newest, newest=find.MOST_ID, most=MOST)
-        )
+                break
+        return followers
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class RanJob:
         result: what the handler returned, None when the attempt did not succeed.
         error: what the handler raised, with its traceback; None when it raised nothing, or not in this process.
         message: the same in words, or why the job is held.
+        followers: ids of the jobs it has asked for with ``on_success``, where one job was run by itself.
 
     Example:
         >>> RanJob(id=1, task="send", attempt=1, outcome=AttemptOutcome.SUCCEEDED, state=JobState.SUCCEEDED).error
@@ -46,6 +47,7 @@ class RanJob:
     result: Any = None
     error: BaseException | None = None
     message: str | None = None
+    followers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         told = f": {self.message}" if self.message else ""
@@ -73,11 +75,14 @@ def last_place(store: Store) -> int:
     return store.read(find.last_settled)
 
 
-def of_lease(app: Treadle, claimed: Claimed, error: BaseException | None) -> RanJob | None:
+def of_lease(
+    app: Treadle, claimed: Claimed, error: BaseException | None, followers: tuple[int, ...] = ()
+) -> RanJob | None:
     """One attempt that ended just now, None when nothing was kept of it."""
     for one in reversed(app.store.read(partial(find.attempts, job_id=claimed.id))):
         if one.lease == claimed.lease:
-            return _ran(app, replace(one, task=claimed.task), app.get(claimed.id).state, error)
+            ran = _ran(app, replace(one, task=claimed.task), app.get(claimed.id).state, error)
+            return replace(ran, followers=followers)
     return None
 
 

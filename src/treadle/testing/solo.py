@@ -38,7 +38,10 @@ ORDINARY: Final = (Exception, SystemExit, asyncio.CancelledError, GeneratorExit)
 
 
 class _Begun(NamedTuple):
-    """An attempt that was claimed; *attempt* is None when its arguments cannot be read, so that it is held."""
+    """An attempt that was claimed; *attempt* is None when its arguments cannot be read, so that it is held.
+
+    Errors of handlers by lease, and the ids of the jobs that follow, are filled in as the attempt runs.
+    """
 
     store: Store
     claims: Claims
@@ -46,6 +49,7 @@ class _Begun(NamedTuple):
     started_at: int
     attempt: Attempt | None
     errors: dict[int, BaseException]
+    followed: list[int]
 
 
 class Solo:
@@ -122,7 +126,7 @@ class Solo:
             return None
         started_at = store.clock.now()
         found = claims.leased([claimed])
-        return _Begun(store, claims, claimed, started_at, found[0][0] if found else None, {})
+        return _Begun(store, claims, claimed, started_at, found[0][0] if found else None, {}, [])
 
     def _call(self, begun: _Begun, attempt: Attempt) -> Outcome:
         """Call the handler, on this thread if it is a plain function."""
@@ -166,11 +170,12 @@ class Solo:
         store, granted = begun.store, None
         if attempt.context.settled is not None:
             begun.claims.settled(begun.claimed.lease)
+            begun.followed.extend(attempt.context.settled.followed)
             return attempt.context.settled
         if isinstance(outcome, Failed) and attempt.definition.retry.counts_immediates:
             granted = store.read(begun.claims.immediates(begun.claimed.id))
         transition = judge(attempt, outcome, begun.started_at, store.clock.now(), granted)
-        store.run(begun.claims.settling(transition))
+        begun.followed.extend(store.run(begun.claims.settling(transition)))
         return transition
 
     def _told(self, begun: _Begun | None) -> RanJob | None:
@@ -179,7 +184,7 @@ class Solo:
         error = begun.errors.get(begun.claimed.lease)
         if error is not None and not isinstance(error, ORDINARY):
             raise error
-        return of_lease(self._app, begun.claimed, error)
+        return of_lease(self._app, begun.claimed, error, tuple(begun.followed))
 
     def _registered(self) -> tuple[Store, Claims]:
         """The registration on the app's present store."""

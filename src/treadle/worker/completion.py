@@ -85,11 +85,11 @@ class AttemptCompletion(NamedTuple):
         """
         transition = self._judged(result)
         try:
-            lent.store(partial(_complete, transition=transition, worker=self.worker))
+            followed = lent.store(partial(_complete, transition=transition, worker=self.worker))
         except BaseException as error:
             self._failed(transition, error)
             raise
-        self._settled(transition)
+        self._settled(transition._replace(followed=followed))
 
     async def run(self, statements: Sequence[tuple[Any, Any]], holder: str, deadline: float, result: object) -> None:
         """Run statements, store the success and commit, in one go. A cancelled handler waits for the end of it."""
@@ -104,11 +104,12 @@ class AttemptCompletion(NamedTuple):
         transition = self._judged(result)
         complete = partial(_complete, transition=transition, worker=self.worker)
         try:
-            await self.store.apatient(Buffered(tuple(statements), complete, holder, deadline, self.store.place))
+            work = Buffered(tuple(statements), complete, holder, deadline, self.store.place)
+            followed = await self.store.apatient(work)
         except BaseException as error:
             self._failed(transition, error)
             raise
-        self._settled(transition)
+        self._settled(transition._replace(followed=followed))
 
     def _settled(self, transition: Transition) -> None:
         self.attempt.context.settled = transition
@@ -135,6 +136,8 @@ class AttemptCompletion(NamedTuple):
                 self.give_lines(transition.lease, line)
 
 
-def _complete(session: Session, transition: Transition, worker: str) -> None:
-    if transition.lease in settle.apply(session, [transition], worker):
+def _complete(session: Session, transition: Transition, worker: str) -> Sequence[int]:
+    applied = settle.apply(session, [transition], worker)
+    if applied.lost:
         raise notes.lost(transition.lease)
+    return applied.followed

@@ -121,8 +121,8 @@ class Claims:
             self._presence.roll.leave(lease)
             self._attempts.pop(lease, None)
 
-    def settling(self, transition: Transition) -> Callable[[Session], None]:
-        """The operation that stores what an attempt came to.
+    def settling(self, transition: Transition) -> Callable[[Session], Sequence[int]]:
+        """The operation that stores what an attempt came to, and gives the ids of the jobs that follow.
 
         Raises, when it runs:
             LeaseLost: the job belongs to another attempt; nothing was changed.
@@ -208,12 +208,14 @@ class Claims:
             workers.learn(session, self._presence.slot, self._presence.epoch, sorted(self._tasks))
         return claim.claim(session, request)
 
-    def _settle(self, session: Session, transition: Transition) -> None:
-        if transition.lease in settle.apply(session, [transition], self._presence.name):
+    def _settle(self, session: Session, transition: Transition) -> Sequence[int]:
+        applied = settle.apply(session, [transition], self._presence.name)
+        if applied.lost:
             raise notes.lost(transition.lease)
         with self._lock:
             self._presence.roll.leave(transition.lease)
             self._attempts.pop(transition.lease, None)
+        return applied.followed
 
     def _arguments(self, attempt: Attempt) -> Arguments:
         claimed = attempt.claimed

@@ -16,7 +16,7 @@ from treadle.errors import LeaseLost, StoreBusy, StoreClosed, StoreFull, StoreLo
 from treadle.model.job import AttemptOutcome, JobState, LogLine, Usage
 from treadle.model.settle import Transition
 from treadle.store.ops import logs, notes
-from treadle.store.ops.settle import add, apply, live
+from treadle.store.ops.settle import Applied, add, apply, live
 from treadle.store.session import Session
 from treadle.store.store import Store
 
@@ -152,7 +152,7 @@ class Settler:
         tries = 0
         while True:
             try:
-                lost = await self._apply(batch)
+                lost = (await self._apply(batch)).lost
             except (StoreLost, StoreClosed) as error:
                 self._on_fatal(error)
                 return False
@@ -168,7 +168,7 @@ class Settler:
                     log.warning("Lease %s was lost before its outcome could be stored; nothing was changed.", lease)
                 return True
 
-    async def _apply(self, batch: list[Transition]) -> list[int]:
+    async def _apply(self, batch: list[Transition]) -> Applied:
         return await self._store.apatient(partial(apply, transitions=batch, worker=self.worker))
 
     async def _divide(self, batch: list[Transition], error: Exception) -> bool:

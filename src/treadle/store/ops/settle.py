@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from treadle.model.job import JobState
+from treadle.model.job import JobState, NewJob
 from treadle.model.settle import Transition, called_off
 from treadle.store.dialect import Sql
 from treadle.store.ops import logs
@@ -93,13 +93,25 @@ WHERE state = 5 AND lease {d.one_of_ints("leases")}
 _LEASES: Final = msgspec.json.Decoder(list[tuple[int, str | None]])
 
 
-def apply(session: Session, transitions: Sequence[Transition], worker: str) -> list[int]:
-    """Store *transitions* of *worker* and return the leases that were lost, whose writes changed nothing.
+class Applied(NamedTuple):
+    """What came of storing outcomes.
+
+    Attributes:
+        lost: leases that were lost, whose writes changed nothing.
+        followed: ids of the jobs that the others have asked for, in their order.
+    """
+
+    lost: list[int]
+    followed: Sequence[int]
+
+
+def apply(session: Session, transitions: Sequence[Transition], worker: str) -> Applied:
+    """Store *transitions* of *worker*.
 
     Args:
         session: an open transaction.
         transitions: what to store, each guarded by its own lease. Of several for one lease the first is
-            stored, and the lease is among those returned, because the others are not.
+            stored, and the lease is among the lost ones, because the others are not.
         worker: name of the worker, for the history.
     """
     session.settle()
@@ -110,7 +122,8 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
     leases = {one.lease for one in transitions}
     if len(leases) != len(transitions):
         firsts, repeated = _first_of_each(transitions)
-        return sorted(repeated.union(apply(session, firsts, worker)))
+        applied = apply(session, firsts, worker)
+        return applied._replace(lost=sorted(repeated.union(applied.lost)))
     if session.dialect.shares_rows:
         session.row(OWN, {"leases": _json(list(leases))})  # nobody rescues one of these until we have committed
     logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
@@ -121,11 +134,15 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> l
         if one.usage is not None and one.lease not in lost:
             session.change(USAGE, {"job": one.job_id, "lease": one.lease, **one.usage._asdict()})
     follow = [job for one in transitions if one.follow and one.lease not in lost for job in one.follow]
-    if follow:
-        # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
-        # Past the caps: a full queue must not undo the work that asks for these jobs.
-        insert_accepted(session, follow, burn(session, "job", len(follow)))
-    return sorted(lost)
+    return Applied(sorted(lost), _insert_followers(session, follow) if follow else ())
+
+
+def _insert_followers(session: Session, follow: Sequence[NewJob]) -> Sequence[int]:
+    # Burned here and not in a block: nobody has seen these ids if this transaction is undone.
+    # Past the caps: a full queue must not undo the work that asks for these jobs.
+    ids = burn(session, "job", len(follow))
+    insert_accepted(session, follow, ids)
+    return ids
 
 
 def add(session: Session, ended: Transition) -> None:
