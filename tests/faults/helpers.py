@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import treadle
+from treadle.host.guard import write_lock_holder
+from treadle.host.locks import Probe
+from treadle.store.connections import GATE
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -77,6 +80,17 @@ def process(module: str, *words: object, log: Path) -> Iterator[Process]:
         yield started
     finally:
         started.close()
+
+
+def stop_at_rest(worker: Process, path: Path) -> None:
+    """SIGSTOP a worker while it holds no lock of the database: else it would block every writer."""
+    gate = Probe(Path(f"{path}-treadle") / GATE)
+    while True:
+        worker.send(signal.SIGSTOP)
+        if gate.is_free(0) and write_lock_holder(path) != worker.pid:
+            break
+        worker.send(signal.SIGCONT)
+    gate.close()
 
 
 @contextmanager

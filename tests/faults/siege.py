@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "src")]
 
-from faults.helpers import eventually, process  # noqa: E402
+from faults.helpers import eventually, process, stop_at_rest  # noqa: E402
 from faults.stage import Stage, build  # noqa: E402
 from treadle import JobState  # noqa: E402
 from treadle.errors import StoreBusy, StoreFull, TreadleError  # noqa: E402
@@ -96,7 +96,7 @@ def stopped(folder: Path) -> None:
     with process("faults.stage", "worker", folder, "stopped", log=folder / "log") as worker:
         job = stage.wait.enqueue(name="go")
         eventually(lambda: stage.starts(job.id), "the job has begun")
-        worker.send(signal.SIGSTOP)
+        stop_at_rest(worker, stage.app.store.path)
         with process("faults.stage", "worker", folder, "watcher", log=folder / "log"):
             threading.Event().wait(PAUSE)
             (folder / "go").touch()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.helpers import eventually, outsider, process
+from faults.helpers import eventually, outsider, process, stop_at_rest
 from faults.stage import Stage, build
 from treadle import AttemptOutcome, JobRecord, JobState
 
@@ -94,9 +94,7 @@ def test_promise_4_stopped_worker_keeps_its_jobs(stage: Stage, tmp_path: Path) -
     job = stage.wait.enqueue(name="go on")
     with process("faults.stage", "worker", tmp_path, "first", log=tmp_path / "log") as first:
         eventually(lambda: stage.starts(job.id), "the first worker runs the job")
-        # A process stopped inside a write transaction holds SQLite's lock and blocks every writer: let it settle in.
-        two_beats(stage, "first")
-        first.send(signal.SIGSTOP)
+        stop_at_rest(first, stage.app.store.path)
         with process("faults.stage", "worker", tmp_path, "second", log=tmp_path / "log"):
             two_beats(stage, "second")
             (tmp_path / "go on").touch()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from faces.commands import as_json, run, treadle
-from faults.helpers import PATIENCE, Process, eventually
+from faults.helpers import PATIENCE, Process, eventually, stop_at_rest
 from faults.shop import Shop
 from treadle import AttemptOutcome, Job, JobState
 from treadle.clock import processor_time
@@ -119,8 +119,7 @@ def test_scenario_003_d_stalled_worker(shop: Shop, tmp_path: Path) -> None:
     job = shop.enqueue("hold_async")
     with working(shop) as first:
         shop.started(job)
-        eventually(lambda: seen(shop) > 1, "it has beaten twice, so it writes nothing now")
-        first.send(signal.SIGSTOP)
+        stop_at_rest(first, shop.app.store.path)
         shop.gone(first)  # it does nothing more: the first thing it learns is that it was evicted
         assert run("workers", "evict", f"w{first.pid}", "--yes", folder=tmp_path)[0] == 0
         with working(shop):
@@ -133,12 +132,6 @@ def test_scenario_003_d_stalled_worker(shop: Shop, tmp_path: Path) -> None:
         assert job.record() == before
     assert [one.outcome for one in before.attempts] == [AttemptOutcome.CRASHED, AttemptOutcome.SUCCEEDED]
     shop.forgiven = f"overlap: job {job.id}: lease 2 started while lease 1 ran"  # that is what an eviction is
-
-
-def seen(shop: Shop) -> float:
-    """Seconds between the only worker's start and its last sign."""
-    (worker,) = shop.app.workers()
-    return (worker.seen_at - worker.started_at).total_seconds()
 
 
 def test_scenario_003_f_idle_cost_and_latency(shop: Shop, tmp_path: Path) -> None:

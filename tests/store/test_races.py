@@ -38,7 +38,7 @@ from treadle.errors import JobNotFound, JobStateError, QueueFull
 from treadle.host.failpoints import Stall, arm, disarm, recording
 from treadle.model.job import Claimed, JobState, LogLine
 from treadle.store.ops import change as changing
-from treadle.store.ops import find, logs, meta, prune, rescue, settle, workers
+from treadle.store.ops import find, logs, meta, prune, rescue, settle, unknown, workers
 from treadle.store.ops.claim import claim
 from treadle.store.options import StoreOptions
 from treadle.store.session import Session
@@ -116,8 +116,8 @@ def taking(most: int, epoch: int = 1) -> Operation:
 
 
 def settling(*transitions: Any) -> Operation:
-    """A settle."""
-    return partial(settle.apply, transitions=transitions, worker="w1")
+    """A settle, and the leases it finds lost."""
+    return lambda session: settle.apply(session, transitions, "w1").lost
 
 
 def cancelling(number: int) -> Operation:
@@ -227,6 +227,36 @@ def test_a_sign_of_life_does_not_wait_for_a_claim(race: Race) -> None:
     first, second = race.run(partial(claim, request=wanted), partial(workers.seen, slot=1, epoch=1), waits=False)
     assert len(first.jobs) == 1
     assert second == ""
+
+
+# Unknown tasks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "knowing",
+    [
+        partial(workers.register, who=registration(2, ("new",)), epoch=2),
+        partial(workers.learn, slot=1, epoch=1, tasks=("mail", "new")),
+    ],
+    ids=["register", "learn"],
+)
+def test_who_comes_while_its_task_is_held_frees_it(race: Race, knowing: Operation) -> None:
+    """Held for want of a worker that knows it, while such a worker registers, or one learns it: ready all the same."""
+    (number,) = put(race.store, task="new")
+    register(race.store, 1, epoch=1)
+    held, _ = race.run(unknown.hold_unknown, knowing, waits=True)
+    assert held == 1
+    assert get(race.store, number).state is JobState.READY
+
+
+def test_a_task_that_is_being_learned_is_not_held(race: Race) -> None:
+    """Whoever looks for unknown tasks waits for a worker that is about to know one."""
+    (number,) = put(race.store, task="new")
+    register(race.store, 1, epoch=1)
+    learning = partial(workers.learn, slot=1, epoch=1, tasks=("mail", "new"))
+    _, held = race.run(learning, unknown.hold_unknown, waits=True)
+    assert held == 0
+    assert get(race.store, number).state is JobState.READY
 
 
 # Settles -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 from treadle import JobContext, JobState, NewJob, Treadle, Worker
 from treadle.errors import StoreClosed, TreadleError
+from treadle.host import failpoints
 from worker.kit import PATIENCE, aheard, change, eventually, heard, open_app
 
 
@@ -88,6 +89,42 @@ def test_notes_that_break_end_the_worker(app: Treadle, caplog: pytest.LogCapture
     check_broken(asyncio.run(main()), OverflowError, caplog)
     with app.worker():
         assert app.result(1, timeout=PATIENCE) == 2
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("point", ["release.before_commit", "leave.before_commit"])
+def test_a_stop_that_breaks_ends_all_the_same(app: Treadle, caplog: pytest.LogCaptureFixture, point: str) -> None:
+    """Whatever breaks while a worker stops, its seat is free after it: the next worker runs what it had taken."""
+    begun = asyncio.Event()
+
+    @app.task
+    async def work(number: int) -> int:
+        if number == 60 and not again:
+            begun.set()
+            await asyncio.sleep(PATIENCE)
+        return number
+
+    def breaking(name: str) -> None:
+        raise ZeroDivisionError(name)
+
+    async def main() -> tuple[Worker, list[int]]:
+        worker = app.worker(concurrency=1, grace=0)
+        await worker.start()
+        jobs = await app.aenqueue_many(work.job(number) for number in range(400))
+        await aheard(begun)
+        failpoints.arm(breaking, point, times=None)
+        try:
+            await worker.stop()
+        finally:
+            failpoints.disarm()
+        return worker, jobs
+
+    again = False
+    worker, jobs = asyncio.run(main())
+    check_broken(worker, ZeroDivisionError, caplog)
+    again = True
+    with app.worker(concurrency=1):
+        assert set(app.wait(jobs, timeout=PATIENCE).values()) == {JobState.SUCCEEDED}
 
 
 def test_an_outcome_nobody_can_store_harms_no_other(app: Treadle) -> None:

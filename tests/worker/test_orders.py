@@ -13,13 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from faults.helpers import Process, outsider, process
+from faults.helpers import outsider, process, stop_at_rest
 from treadle import AttemptOutcome, HeldClock, JobState, Treadle, WorkerRecord
 from treadle.clock import SystemClock
 from treadle.errors import ConfigurationError, StoreLost, WorkerNotFound
-from treadle.host.guard import write_lock_holder
-from treadle.host.locks import Probe
-from treadle.store.connections import GATE
 from treadle.store.ops import claim, pauses
 from treadle.store.ops import rescue as rescuing
 from treadle.store.ops.claim import ClaimRequest
@@ -341,17 +338,6 @@ def look_around(path: Path) -> None:
     change(path, GHOST)
     with outsider(path) as connection:
         eventually(lambda: not connection.execute("SELECT 1 FROM treadle_workers WHERE slot = 4000").fetchall())
-
-
-def stop_at_rest(worker: Process, path: Path) -> None:
-    """Stop a worker while it holds no lock of the database: inside a write transaction it would block every writer."""
-    gate = Probe(Path(f"{path}-treadle") / GATE)
-    while True:
-        worker.send(signal.SIGSTOP)
-        if gate.is_free(0) and write_lock_holder(path) != worker.pid:
-            break
-        worker.send(signal.SIGCONT)
-    gate.close()
 
 
 # Pausing queues and tasks --------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def assemble(
         settler, events, resources, crew, claimer,
         Orders(store, presence, crew, claimer, hooks.drain, hooks.gone, hooks.fail),
         Fitness(options, clock, hooks.drain),
-        Upkeep(store, presence, names, options, store_id, clock, hooks.gone, hooks.fail),
+        Upkeep(store, presence, lambda: names, options, store_id, clock, hooks.gone, hooks.fail),
     )  # fmt: skip
 
 

@@ -58,12 +58,12 @@ class Claims:
         self._failure: TreadleError | None = None
         self._lock = threading.Lock()
         self._attempts: dict[int, Attempt] = {}
-        self._tasks = set(registry.names())
+        self._tasks = frozenset(registry.names())
         self._store_id = store.read(meta.store_id)
-        abilities = Abilities(name=None, queues=(), tasks=tuple(sorted(self._tasks)), concurrency=MOST)
+        abilities = Abilities(name=None, queues=(), tasks=self._known(), concurrency=MOST)
         self._presence = Presence.enter(store, abilities)
         self._upkeep = Upkeep(
-            store, self._presence, abilities.tasks, WorkerOptions(), self._store_id, store.clock, self._gone, self._fail
+            store, self._presence, self._known, WorkerOptions(), self._store_id, store.clock, self._gone, self._fail
         )
         self._upkeep.start()
 
@@ -204,9 +204,13 @@ class Claims:
     def _claim(self, session: Session, request: claim.ClaimRequest, names: Sequence[str]) -> claim.Claim:
         if not self._tasks.issuperset(names):
             # Before the claim: a task no registered worker knows would be held.
-            self._tasks.update(names)
-            workers.learn(session, self._presence.slot, self._presence.epoch, sorted(self._tasks))
+            self._tasks = self._tasks.union(names)
+            workers.learn(session, self._presence.slot, self._presence.epoch, self._known())
         return claim.claim(session, request)
+
+    def _known(self) -> tuple[str, ...]:
+        """The names of its tasks, and of those it was asked for."""
+        return tuple(sorted(self._tasks))
 
     def _settle(self, session: Session, transition: Transition) -> Sequence[int]:
         applied = settle.apply(session, [transition], self._presence.name)

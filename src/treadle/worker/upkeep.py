@@ -42,7 +42,7 @@ class Upkeep:
     Args:
         store: which store.
         presence: this worker's registration.
-        tasks: the task names this worker knows.
+        tasks: the task names this worker knows now.
         options: how long history is kept, and when a stalled worker is evicted.
         clock: for intervals and ages.
         on_gone: called when this worker is not registered any more.
@@ -53,7 +53,7 @@ class Upkeep:
         self,
         store: Store,
         presence: Presence,
-        tasks: tuple[str, ...],
+        tasks: Callable[[], tuple[str, ...]],
         options: WorkerOptions,
         store_id: str,
         clock: Clock,
@@ -196,9 +196,10 @@ class Upkeep:
         if workers.orders_of(session, self._presence.slot, self._presence.epoch) is None:
             return []  # evicted: nobody would know our tasks, so they would be held and freed in turns
         at_heads = heads(session)
-        free = partial(unknown.free_known, tasks=self._tasks)
+        tasks = self._tasks()
+        free = partial(unknown.free_known, tasks=tasks)
         needed: list[tuple[bool, Callable[[Session], int]]] = [
-            (unknown.has_freeable(session, self._tasks), free),
+            (unknown.has_freeable(session, tasks), free),
             (unknown.has_unknown(session, at_heads), unknown.hold_unknown),
             (pauses.has_work(session, at_heads), pauses.look_after),
             (rescuing.has_orphans(session), rescuing.rescue_orphans),

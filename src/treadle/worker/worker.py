@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
+from treadle.errors import BackupNotAdopted, ConfigurationError, TreadleError
 from treadle.host.children import is_child
 from treadle.model.codec import CodecRegistry
 from treadle.model.settle import Transition
@@ -159,18 +159,17 @@ class Worker:
         await asyncio.gather(*others, return_exceptions=True)
         if self._presence.bell is not None:
             self._loop.remove_reader(self._presence.bell.fileno())
-        if silently:
+        in_order = not silently and await self._wound_down(seconds_of(self.options.grace) if grace is None else grace)
+        if not in_order:
             await self._crew.stop(0)  # nothing can be stored any more: end what runs before others rescue it
-        else:
-            await self._wind_down(seconds_of(self.options.grace) if grace is None else grace)
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)
         self._claimer.close()
         await asyncio.to_thread(self._upkeep.stop)
         try:
-            await asyncio.to_thread(self._presence.abandon if silently else self._presence.leave)
-        except (StoreClosed, StoreLost) as error:  # the slot is free all the same, and others see it
-            self.failure = error
+            await asyncio.to_thread(self._presence.leave if in_order else self._presence.abandon)
+        except Exception as error:  # the slot is free all the same, and others see it
+            self.failure = error if isinstance(error, TreadleError) else broken("Deregistering", error)
         await self._resources.close()
         self._events.of_worker("worker_stopped")
         await self._events.drained()
@@ -345,6 +344,15 @@ class Worker:
     def _begin_stop(self) -> None:
         if self._stopping is None:
             self._stopping = self._loop.create_task(self.stop())
+
+    async def _wound_down(self, grace: float) -> bool:
+        """Wind down; False when that broke, so that the rest of the worker ends all the same."""
+        try:
+            await self._wind_down(grace)
+        except Exception as error:
+            self.failure = broken("Stopping", error)
+            return False
+        return True
 
     async def _wind_down(self, grace: float) -> None:
         try:

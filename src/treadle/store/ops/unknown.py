@@ -13,6 +13,9 @@ from treadle.store.session import Session
 UNKNOWN_TASK: Final = "unknown task"
 
 LIVE_TASKS: Final = Sql(lambda d: f"SELECT DISTINCT t.value FROM treadle_workers w CROSS JOIN {d.members('w.tasks')} t")
+# Where several may write at once: whoever registers meanwhile, or learns a task, waits for us. It would find nothing to
+# free before our commit, and we would hold what it knows.
+KEEP_WORKERS: Final = "LOCK TABLE treadle_workers IN SHARE ROW EXCLUSIVE MODE"
 HOLD: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs SET state = 6, reason = :reason WHERE id {d.among}
     SELECT id FROM treadle_jobs {d.index("treadle_jobs_ready")}
@@ -36,6 +39,8 @@ def has_unknown(session: Session, at_heads: list[tuple[str, str]]) -> bool:
 
 def hold_unknown(session: Session) -> int:
     """Hold ready jobs whose task no registered worker knows; nothing of their budget is spent."""
+    if session.dialect.shares_rows:
+        session.change(KEEP_WORKERS)
     held = 0
     for queue, task in _unknown(session, heads(session)):
         reason = f"{UNKNOWN_TASK}: no live worker knows {task!r}; it runs once one registers"
