@@ -254,8 +254,10 @@ def test_a_full_queue_fails_alone_in_a_group(store: Store) -> None:
     futures: list[Future[object]] = [
         store.submit(Insert([job(queue=queue)], [place + 1])) for place, queue in enumerate(queues)
     ]
-    errors = [future.exception(PATIENCE) for future in futures]
-    assert [type(error) for error in errors] == [type(None), type(None), QueueFull, type(None)]
+    before, *capped, after = [future.exception(PATIENCE) for future in futures]
+    assert (before, after) == (None, None)
+    refused = [error for error in capped if error is not None]  # where there are several lanes, either may be first
+    assert [type(error) for error in refused] == [QueueFull]
 
 
 def test_an_id_is_never_overwritten(store: Store) -> None:

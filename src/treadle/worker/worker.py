@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from treadle.errors import BackupNotAdopted, ConfigurationError, TreadleError
+from treadle.errors import BackupNotAdopted, ConfigurationError, StoreClosed, StoreLost, TreadleError
 from treadle.host.children import is_child
 from treadle.model.codec import CodecRegistry
 from treadle.model.settle import Transition
@@ -166,10 +166,7 @@ class Worker:
         await asyncio.gather(settling, return_exceptions=True)
         self._claimer.close()
         await asyncio.to_thread(self._upkeep.stop)
-        try:
-            await asyncio.to_thread(self._presence.leave if in_order else self._presence.abandon)
-        except Exception as error:  # the slot is free all the same, and others see it
-            self.failure = error if isinstance(error, TreadleError) else broken("Deregistering", error)
+        await self._deregister(self._presence.leave if in_order else self._presence.abandon)
         await self._resources.close()
         self._events.of_worker("worker_stopped")
         await self._events.drained()
@@ -344,6 +341,17 @@ class Worker:
     def _begin_stop(self) -> None:
         if self._stopping is None:
             self._stopping = self._loop.create_task(self.stop())
+
+    async def _deregister(self, way: Callable[[], None]) -> None:
+        """Whatever comes of it, the slot is free, and others see that."""
+        try:
+            await asyncio.to_thread(way)
+        except (StoreClosed, StoreLost) as error:
+            self.failure = error
+        except TreadleError as error:
+            log.warning("Worker %s could not deregister; others find its slot free: %s", self.name, error)
+        except Exception as error:
+            self.failure = broken("Deregistering", error)
 
     async def _wound_down(self, grace: float) -> bool:
         """Wind down; False when that broke, so that the rest of the worker ends all the same."""
