@@ -21,7 +21,7 @@ BIN = VENV / "bin"
 BASE = getattr(sys, "_base_executable", sys.executable)
 COMMANDS = {
     "demo": [["python", "-m", "treadle", "demo"]],
-    "test": [["python", "-m", "pytest", "-n", "3", "-q"]],
+    "test": [["python", "-m", "pytest", "-n", "4", "--dist", "worksteal", "-q"]],
     "check": [["ruff", "check"], ["mypy"], ["lint-imports"]],
     "chaos": [["python", "tests/faults/chaos.py"]],
     "siege": [["python", "tests/faults/siege.py"]],

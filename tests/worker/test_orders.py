@@ -164,7 +164,7 @@ def test_a_worker_that_is_told_to_drain_finishes_and_ends(app: Treadle) -> None:
         await worker.ended()
         assert (worker.draining, worker.failure) == ("it was told to drain", None)
         assert await job.aresult(0) == "done"
-        assert (await app.aget(later.id)).attempt == 0
+        assert (await app.aget(later.id)).attempts == ()
 
     asyncio.run(main())
     assert app.workers() == ()

@@ -34,6 +34,8 @@ def test_what_runs_may_finish_within_the_grace(app: Treadle) -> None:
 
     @app.task
     async def work() -> str:
+        nonlocal begins
+        begins += 1
         begun.set()
         await go.wait()
         return "finished"
@@ -48,8 +50,10 @@ def test_what_runs_may_finish_within_the_grace(app: Treadle) -> None:
         late = await work.aenqueue()
         go.set()
         await stopping
-        assert (await app.aget(late.id)).attempt == 0
+        assert begins == 1
+        assert (await app.aget(late.id)).attempts == ()  # a claim under way may have taken it, and given it back
 
+    begins = 0
     asyncio.run(main())
     assert states(app) == ["succeeded", "ready"]
 
