@@ -38,7 +38,7 @@ from treadle.errors import JobNotFound, JobStateError, QueueFull
 from treadle.host.failpoints import Stall, arm, disarm, recording
 from treadle.model.job import Claimed, JobState, LogLine
 from treadle.store.ops import change as changing
-from treadle.store.ops import find, logs, meta, prune, rescue, settle, unknown, workers
+from treadle.store.ops import find, logs, meta, pauses, prune, rescue, settle, unknown, workers
 from treadle.store.ops.claim import claim
 from treadle.store.options import StoreOptions
 from treadle.store.session import Session
@@ -207,6 +207,40 @@ def test_who_is_being_evicted_claims_nothing(race: Race) -> None:
     _, second = race.run(evicting, partial(claim, request=wanted), waits=True)
     assert second.jobs == []
     assert get(race.store, number).attempt == 0
+
+
+class Interrupted:
+    """A session during whose first read something else happens."""
+
+    def __init__(self, session: Session, meanwhile: Callable[[], None]) -> None:
+        self._session = session
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def row(self, *words: Any) -> Any:
+        found = self._session.row(*words)
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("queue", "default"), ("task", "mail")])
+def test_what_is_enqueued_after_a_pause_is_not_taken(race: Race, kind: str, name: str) -> None:
+    """Not even by a claim that had begun before the pause was stored."""
+    register(race.store, 1, epoch=1)
+
+    def paused() -> None:
+        race.other.run(partial(pauses.pause, kind=kind, name=name, by="ada", reason="enough"))
+        put(race.other)
+
+    wanted = request(1)._replace(slot=1)
+    found = race.store.run(lambda session: claim(Interrupted(session, paused), wanted))  # type: ignore[arg-type]
+    assert found.jobs == []
+    race.store.run(partial(pauses.resume, kind=kind, name=name))
+    assert len(race.store.run(partial(claim, request=wanted)).jobs) == 1
 
 
 def test_a_worker_that_leaves_gives_back_what_its_claim_takes(race: Race) -> None:

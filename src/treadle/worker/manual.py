@@ -92,7 +92,7 @@ class Claims:
         caps = {name: self._definition(name).crash_cap for name in names}
         request = claim.ClaimRequest(
             None if queues is None else tuple(queues), msgspec.json.encode(names).decode(), most, self._presence.epoch,
-            caps=msgspec.json.encode(caps).decode(),
+            caps=msgspec.json.encode(caps).decode(), slot=self._presence.slot,
         )  # fmt: skip
         return partial(self._claim, request=request, names=names)
 

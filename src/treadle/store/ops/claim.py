@@ -10,7 +10,7 @@ import msgspec
 from treadle import defaults
 from treadle.model.job import Claimed
 from treadle.store.dialect import Dialect, Sql
-from treadle.store.ops.heads import ready_queues
+from treadle.store.ops.heads import READY_QUEUES, ready_queues
 from treadle.store.ops.pauses import in_force
 from treadle.store.ops.sequences import burn
 from treadle.store.session import Session
@@ -78,19 +78,26 @@ WHERE id {d.among}
     SELECT id FROM treadle_jobs {d.index("treadle_jobs_expiring")}
     WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now ORDER BY expires_at LIMIT 500 {d.taken}
 """)
-# What a claim has to know before it picks, in one exchange with a server.
-LOOK: Final = Sql(lambda d: f"""
+
+
+def _look_sql(d: Dialect, queues: str) -> str:
+    """What a claim has to know before it picks, in one exchange with a server."""
+    return f"""
 SELECT EXISTS (SELECT 1 FROM treadle_workers WHERE slot = :slot AND epoch = :epoch),
     (SELECT min(due_at) FROM treadle_jobs {d.index("treadle_jobs_scheduled")} WHERE state = 2),
     EXISTS (SELECT 1 FROM treadle_jobs {d.index("treadle_jobs_expiring")}
         WHERE state < 5 AND expires_at IS NOT NULL AND expires_at <= :now),
-    EXISTS (SELECT 1 FROM treadle_pauses)
-""")
+    (SELECT count(*) FROM treadle_pauses), {queues}
+"""
+
+
+LOOK: Final = Sql(lambda d: _look_sql(d, "NULL"))
+LOOK_EVERYWHERE: Final = Sql(lambda d: _look_sql(d, f"({READY_QUEUES.make(d)})"))
 # Where several may write at once: whoever takes the registration away waits for us, and then finds what we took. Signs
-# of life do not wait.
-KEEP_REGISTERED: Final = Sql(
-    lambda d: f"SELECT 1 FROM treadle_workers WHERE slot = ? AND epoch = ? {d.for_key_share}"
-)
+# of life do not wait. And whoever has paused something since we looked is seen now.
+KEEP_REGISTERED: Final = Sql(lambda d: f"""
+SELECT (SELECT count(*) FROM treadle_pauses) FROM treadle_workers WHERE slot = ? AND epoch = ? {d.for_key_share}
+""")
 ARGUMENTS: Final = "SELECT data FROM treadle_payloads WHERE job_id = ?"
 
 
@@ -139,32 +146,30 @@ _NAMES: Final = msgspec.json.Decoder(list[str])
 def claim(session: Session, request: ClaimRequest) -> Claim:
     """Take up to ``request.most`` ready jobs; each is the caller's until settled, released or rescued."""
     now = session.clock.now()
-    seen = session.row(LOOK, {"slot": request.slot, "epoch": request.epoch, "now": now})
+    look = LOOK_EVERYWHERE if request.queues is None else LOOK
+    seen = session.row(look, {"slot": request.slot, "epoch": request.epoch, "now": now})
     assert seen is not None
-    registered, next_due, some_expired, some_paused = seen
+    registered, next_due, some_expired, pauses, ready = seen
     # An evicted worker would take its jobs straight back, under a registration that nobody looks after any more.
     if request.slot is not None and not registered:
         return Claim([], None)
     if next_due is not None and next_due <= now:
         session.change(PROMOTE, {"now": now, "most": max(4 * request.most, PROMOTE_LEAST)})
-        next_due = session.value(NEXT_DUE)
+        next_due, ready = session.value(NEXT_DUE), None
     some_expired = bool(some_expired) and expire(session) > 0 and has_expired(session)
-    paused = in_force(session, now) if some_paused else None
-    queues = _queues(session, request)
-    if paused is not None:
-        request = request._replace(tasks=_without(request.tasks, paused.tasks))
+    queues = _queues(session, request, ready)
+    allowed = request
+    if pauses and (paused := in_force(session, now)) is not None:
+        allowed = request._replace(tasks=_without(request.tasks, paused.tasks))
         queues = [queue for queue in queues if queue not in paused.queues]
-    picks: list[_Pick] = []
-    count = 0
-    for queue in queues:
-        if count >= request.most:
-            break
-        pick = _pick(session, request, queue, request.most - count, now if some_expired else None)
-        count += len(pick.rows)
-        picks.append(pick)
-    if count and request.slot is not None and session.dialect.shares_rows:
-        count = len(session.rows(KEEP_REGISTERED, (request.slot, request.epoch)))
-    return Claim(_take(session, picks, request, now) if count else [], next_due)
+    picks = _picked(session, allowed, queues, now if some_expired else None)
+    if picks and request.slot is not None and session.dialect.shares_rows:
+        kept = session.row(KEEP_REGISTERED, (request.slot, request.epoch))
+        if kept is None:
+            return Claim([], None)
+        if kept[0] != pauses:
+            return claim(session, request)
+    return Claim(_take(session, picks, request, now) if picks else [], next_due)
 
 
 def has_expired(session: Session) -> bool:
@@ -184,12 +189,25 @@ def arguments(session: Session, job_id: int) -> bytes | None:
     return data
 
 
-def _queues(session: Session, request: ClaimRequest) -> Sequence[str]:
+def _queues(session: Session, request: ClaimRequest, found: str | None) -> Sequence[str]:
     if request.queues is not None:
         return tuple(dict.fromkeys(request.queues))
-    ready = list(ready_queues(session))
+    ready = list(ready_queues(session) if found is None else _NAMES.decode(found))
     turn = request.turn % len(ready) if ready else 0
     return ready[turn:] + ready[:turn]
+
+
+def _picked(session: Session, request: ClaimRequest, queues: Sequence[str], expired_at: int | None) -> list[_Pick]:
+    picks: list[_Pick] = []
+    left = request.most
+    for queue in queues:
+        if left <= 0:
+            break
+        pick = _pick(session, request, queue, left, expired_at)
+        if pick.rows:
+            left -= len(pick.rows)
+            picks.append(pick)
+    return picks
 
 
 def _pick(session: Session, request: ClaimRequest, queue: str, most: int, expired_at: int | None) -> _Pick:

@@ -14,7 +14,7 @@ from treadle.store.session import Parameters, Row, Session
 
 # Whatever the database's default is: a statement that has waited for others must see what they did.
 BEGIN: Final = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED; {local}SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {settings}, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 )
 # A snapshot for the whole read, as SQLite gives it.
 BEGIN_READ: Final = (

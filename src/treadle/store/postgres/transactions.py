@@ -24,8 +24,7 @@ from treadle.store.postgres.session import BEGIN, PostgresSession
 
 # A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
 # gives those that no one has seen again, and says "committed" of the wrong one.
-OFF: Final = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
-PLANS: Final = "".join(f"SET LOCAL enable_{name} = off; " for name in OFF)
+PLANS: Final = {f"enable_{name}": "off" for name in ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")}
 """Each statement of a lane reads a few rows by an index, in its order, and joins them by nested loops. A table that was
 empty when the server last counted, or is full of dead rows, must not talk the planner into reading all of it: a merge
 join of 200 picked jobs with their arguments read the arguments of everything older first."""
@@ -74,13 +73,14 @@ class Transactions:
         self._dialect = dialect
         self._clock = clock
         self._place = place
-        # SET LOCAL travels with the transaction: behind a pooler a session is nobody's own.
-        local = f"{PLANS}SET LOCAL lock_timeout = {round(lock_timeout * 1000)}; "
+        # As SET LOCAL they travel with the transaction: behind a pooler a session is nobody's own.
+        settings = {**PLANS, "lock_timeout": str(round(lock_timeout * 1000))}
         self._insist = ""
         if durability != "full":
-            local += "SET LOCAL synchronous_commit = off; "
+            settings["synchronous_commit"] = "off"
             self._insist = INSIST
-        self._begin = BEGIN.format(local=local)
+        local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        self._begin = BEGIN.format(settings=local)
         self._make_mark, self._commit, self._take_mark = map(dialect.qualified, (MAKE_MARK, COMMIT, TAKE_MARK))
 
     def begin(self, connection: Connection, work: object, how: str = "") -> PostgresSession:
@@ -95,7 +95,7 @@ class Transactions:
         if not connection.mark:
             self._prepare(connection)
         asked = self._clock.monotonic()
-        (now,) = last_row(connection, self._begin)
+        now = last_row(connection, self._begin)[-1]
         return PostgresSession(connection, self._dialect, self._clock.reading(now, asked))
 
     def finish(self, session: PostgresSession, work: object, how: str = "") -> bool:
