@@ -6,6 +6,7 @@ value that can be written as JSON. A second yield, if it has one, waits to be to
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import logging
@@ -36,6 +37,7 @@ class Child:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
         self.pid = self._process.pid
+        atexit.register(self._process.kill)  # a measurement that failed leaves nobody behind
 
     def ready(self) -> Child:
         """Wait until it has set up."""

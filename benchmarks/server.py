@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, server_floor
 from benchmarks.app import CHUNK, Stamps, make
 from benchmarks.child import Child, stop_all
 from benchmarks.measure import Bench, Figure, Section, Target, median, percentile, ratio
@@ -48,7 +48,7 @@ def database() -> str:
 def run(bench: Bench) -> Section:
     jobs, fewer = bench.size(40_000, 2_000), bench.size(4_000, 300)
     bulk: dict[str, list[float]] = {}
-    waited: list[list[float]] = []
+    waited: dict[str, list[list[float]]] = {"pickup": [], "pickup floor": []}
     variants: dict[str, Callable[[], float]] = {
         f"Treadle, {_processes(count)}": partial(treadle, jobs, count, bulk) for count in PROCESSES
     }
@@ -57,7 +57,10 @@ def run(bench: Bench) -> Section:
             amount = jobs if name == "pgqueuer" else fewer
             variants |= {f"{name}, {_processes(count)}": partial(rival, name, amount, count, bulk) for count in (1, 2)}
     found = bench.interleave(variants)
-    bench.interleave({"pickup": partial(pickup, bench.size(200, 20), waited)})
+    sent = bench.size(200, 20)
+    bench.interleave({
+        "pickup": partial(pickup, sent, waited["pickup"]), "floor": partial(floor, sent, waited["pickup floor"])
+    })  # fmt: skip
     return Section(
         name="server",
         title="PostgreSQL",
@@ -66,17 +69,19 @@ def run(bench: Bench) -> Section:
             f"{jobs:,} ready no-op async jobs with two short text arguments (procrastinate {fewer:,}), stored in "
             f"chunks of {CHUNK:,}, concurrency 10 in each worker process, from the first one's start to the last one's "
             "end. "
-            "Pickup: from before enqueue to the first line of the handler, two processes, an idle queue."
+            "Pickup: from before enqueue to the first line of the handler, two processes, an idle queue. "
+            "Its floor: two statements without a job queue, an INSERT that notifies and an UPDATE, each its own commit."
         ),
         figures=(
             *(Figure(name=f"drain: {name}", values=values, unit="jobs/s") for name, values in found.items()),
             *(Figure(name=f"bulk enqueue: {name}", values=tuple(each), unit="jobs/s") for name, each in bulk.items()),
             *(
-                Figure(name=f"pickup, {label}", values=tuple(percentile(one, percent) for one in waited), unit="ms")
+                Figure(name=f"{name}, {label}", values=tuple(percentile(one, percent) for one in rounds), unit="ms")
+                for name, rounds in waited.items()
                 for label, percent in (("p50", 50), ("p99", 99))
             ),
         ),
-        targets=tuple(targets(found, bulk, waited)),
+        targets=tuple(targets(found, bulk, waited["pickup"])),
         notes=(
             *missing(*RIVALS),
             "The server shares the machine's cores with the workers, so more processes gain little on two cores. "
@@ -135,6 +140,11 @@ def pickup(jobs: int, waited: list[list[float]]) -> float:
     found = stop_all([worker])[0]
     assert len(found) == jobs
     waited.append([one / 1e6 for one in found])
+    return median(waited[-1])
+
+
+def floor(jobs: int, waited: list[list[float]]) -> float:
+    waited.append(server_floor.run(database(), jobs))
     return median(waited[-1])
 
 
