@@ -164,9 +164,13 @@ class Pure:
                 self._move(job, one, worker)
         return lost
 
-    def release(self, leases: Iterable[int], now: int) -> int:
-        """Give back leases whose handlers never began."""
-        held = [job for job in self._in(S.RUNNING) if job.lease in leases]
+    def epoch_of(self, leases: Iterable[int]) -> int:
+        """A registration that holds one of *leases*, 0 when none does."""
+        return next((job.epoch or 0 for job in self._in(S.RUNNING) if job.lease in leases), 0)
+
+    def release(self, leases: Iterable[int], epoch: int, now: int) -> int:
+        """Give back leases of a registration whose handlers never began."""
+        held = [job for job in self._in(S.RUNNING) if job.lease in leases and job.epoch == epoch]
         for job in held:
             self._return(job, now)
         return len(held)

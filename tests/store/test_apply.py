@@ -173,7 +173,8 @@ def test_leases_are_released_in_one_go(store: Store) -> None:
     taken = take(store)
     apply(store, success(taken[0]))
     leases = [each.lease for each in taken]
-    assert store.run(partial(settle.release, leases=leases)) == 4
+    assert store.run(partial(settle.release, leases=leases, epoch=2)) == 0  # somebody else's
+    assert store.run(partial(settle.release, leases=leases, epoch=1)) == 4
     assert {state(store, each.id) for each in taken[1:]} == {READY}
     assert state(store, taken[0].id) is JobState.SUCCEEDED
 
@@ -315,7 +316,7 @@ def test_lost_leases_do_not_disturb_a_batch(store: Store, every: int) -> None:
     put(store, 20)
     taken = take(store)
     gone = taken[::every]
-    store.run(partial(settle.release, leases=[each.lease for each in gone]))
+    store.run(partial(settle.release, leases=[each.lease for each in gone], epoch=1))
     transitions = mixed(taken)
     assert apply(store, *transitions) == [each.lease for each in gone]
     kept = [each for each in transitions if each.lease not in {one.lease for one in gone}]

@@ -139,7 +139,7 @@ def test_a_lease_that_goes_back_does_not_forget_the_wish(store: Store) -> None:
     """Neither does one that was claimed ahead and returned."""
     claimed = one(store)
     make(store, change.cancel("not wanted"), claimed.id)
-    store.run(partial(settle.release, leases=[claimed.lease]))
+    store.run(partial(settle.release, leases=[claimed.lease], epoch=1))
     assert state(store, claimed.id) is S.CANCELLED
 
 

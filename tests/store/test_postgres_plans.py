@@ -19,7 +19,7 @@ from store.test_sqlite_plans import HOT
 from treadle.store.dialect import PostgresDialect, Sql
 from treadle.store.ops import find, insert, meta
 from treadle.store.options import StoreOptions
-from treadle.store.postgres.transactions import PLANS
+from treadle.store.postgres.transactions import PLANS, local
 from treadle.store.store import Store
 
 DIALECT = PostgresDialect()
@@ -81,7 +81,7 @@ def conditioned(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[A
         with psycopg.connect(url, autocommit=True) as connection:
             _make(connection, request.param)
             connection.autocommit = False
-            connection.execute(PLANS)
+            connection.execute(f"SELECT {local(PLANS)}")
             yield connection
             connection.rollback()
 
@@ -183,6 +183,6 @@ def test_the_planner_is_what_is_held_back(conditioned: psycopg.Connection[Any]) 
     text = sql.SQL("EXPLAIN (FORMAT JSON) SELECT max(attempt) FROM treadle.treadle_jobs")
     conditioned.execute("SET LOCAL enable_seqscan = on")
     found = conditioned.execute(text).fetchone()
-    conditioned.execute(PLANS)
+    conditioned.execute(sql.SQL("SELECT " + local(PLANS)))
     assert found is not None
     assert found[0][0]["Plan"]["Plans"][0]["Node Type"] == "Seq Scan"

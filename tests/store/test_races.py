@@ -321,6 +321,17 @@ def test_a_cancel_comes_too_late_for_a_success(race: Race, claimed: Claimed) -> 
     assert get(race.store, claimed.id).state is JobState.SUCCEEDED
 
 
+def test_a_lease_that_was_given_again_settles_no_other_job(race: Race, claimed: Claimed) -> None:
+    """As after a standby that lagged took over: the outcome of the first owner is refused, others are stored."""
+    put(race.store, 2)
+    again, neighbour = race.store.run(taking(2, epoch=1)).jobs
+    stale = success(claimed)._replace(lease=again.lease)
+    assert race.store.run(settling(stale, success(neighbour))) == [again.lease]
+    assert get(race.store, again.id).state is JobState.RUNNING
+    assert get(race.store, neighbour.id).state is JobState.SUCCEEDED
+    assert race.store.run(settling(success(again))) == []
+
+
 def test_a_failure_that_waits_for_a_cancel_is_called_off(race: Race, claimed: Claimed) -> None:
     """A settle judges by the cancel that it waited for: no retry follows."""
     first, second = race.run(cancelling(claimed.id), settling(failure(claimed)), waits=True)

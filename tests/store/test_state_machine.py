@@ -220,10 +220,11 @@ class Machine(RuleBasedStateMachine):
         self.same(lost, lambda twin: twin.settle(batch, "w"))
 
     def release(self, places: set[int]) -> None:
-        """Give back leases, lost ones among them."""
+        """Give back leases, lost ones and those of others among them."""
         leases = self.leases(places)
-        released = self.pure.release(leases, self.now)
-        self.same(released, lambda twin: twin.release(leases))
+        epoch = self.pure.epoch_of(leases)
+        released = self.pure.release(leases, epoch, self.now)
+        self.same(released, lambda twin: twin.release(leases, epoch))
 
     def progress(self, place: int) -> None:
         """Note progress, guarded by the lease."""

@@ -78,9 +78,9 @@ class Twin:
             return False
         return True
 
-    def release(self, leases: Iterable[int]) -> int:
-        """Give back leases."""
-        return self._run(partial(settle.release, leases=self._begun(leases)))
+    def release(self, leases: Iterable[int], epoch: int) -> int:
+        """Give back leases of a registration."""
+        return self._run(partial(settle.release, leases=self._begun(leases), epoch=epoch))
 
     def change(self, made: change.Change, places: Iterable[int]) -> int:
         """What people do to jobs."""

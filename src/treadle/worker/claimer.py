@@ -128,7 +128,7 @@ class Claimer:
         self._owed += self._crew.give_back(everything=everything)
         leases = tuple(self._owed)
         if leases:
-            await self._store.apatient(partial(release, leases=leases))
+            await self._store.apatient(partial(release, leases=leases, epoch=self._presence.epoch))
             del self._owed[: len(leases)]
 
     def close(self) -> None:

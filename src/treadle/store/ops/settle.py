@@ -31,11 +31,11 @@ SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
     SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
     WHERE state = 5 AND lease {d.one_of_ints("leases")}) live
 """)
-# The same where several may write at once: whoever judges leases keeps their rows until the end. Sorted by an
-# expression: by the id itself a planner that takes the table for empty walks the primary key.
+# Where several may write at once, whoever judges leases keeps their rows until the end. Sorted by an expression: by the
+# id itself a planner that takes the table for empty walks the primary key.
 OWN: Final = Sql(lambda d: f"""
-SELECT {d.list_of(d.row_of("lease", "cancel_reason"))} FROM (
-    SELECT lease, cancel_reason FROM treadle_jobs {d.index("treadle_jobs_running")}
+SELECT {d.list_of(d.row_of("lease", "id"))} FROM (
+    SELECT lease, id FROM treadle_jobs {d.index("treadle_jobs_running")}
     WHERE state = 5 AND lease {d.one_of_ints("leases")} ORDER BY id + 0 {d.for_update}) own
 """)
 SUCCEED: Final = Sql(lambda d: f"""
@@ -87,9 +87,10 @@ RELEASE: Final = Sql(lambda d: f"""
 UPDATE treadle_jobs {d.index("treadle_jobs_running")}
 SET state = CASE WHEN cancel_reason IS NULL THEN 3 ELSE 9 END, reason = cancel_reason,
     finished_at = CASE WHEN cancel_reason IS NOT NULL THEN CAST(:now AS BIGINT) END, lease = NULL, cancel_reason = NULL
-WHERE state = 5 AND lease {d.one_of_ints("leases")}
+WHERE state = 5 AND lease {d.one_of_ints("leases")} AND epoch = :epoch
 """)
 
+_OWN: Final = msgspec.json.Decoder(list[tuple[int, int]])
 _LEASES: Final = msgspec.json.Decoder(list[tuple[int, str | None]])
 
 
@@ -124,8 +125,9 @@ def apply(session: Session, transitions: Sequence[Transition], worker: str) -> A
         firsts, repeated = _first_of_each(transitions)
         applied = apply(session, firsts, worker)
         return applied._replace(lost=sorted(repeated.union(applied.lost)))
-    if session.dialect.shares_rows:
-        session.row(OWN, {"leases": _json(list(leases))})  # nobody rescues one of these until we have committed
+    if session.dialect.shares_rows and (strange := _strange(session, transitions)):
+        applied = apply(session, [one for one in transitions if one.lease not in strange], worker)
+        return applied._replace(lost=sorted(strange.union(applied.lost)))
     logs.write(session, [(one.lease, one.logs) for one in transitions if one.logs])
     lost = _succeed(session, ended, worker) if ended else set()
     if others:
@@ -152,11 +154,11 @@ def add(session: Session, ended: Transition) -> None:
         session.change(USAGE, {"job": ended.job_id, "lease": ended.lease, **ended.usage._asdict()})
 
 
-def release(session: Session, leases: Sequence[int]) -> int:
-    """Give back leases whose handlers never began; the jobs are ready again, nothing else changes."""
+def release(session: Session, leases: Sequence[int], epoch: int) -> int:
+    """Give back leases of a registration whose handlers never began; the jobs are ready again, nothing else changes."""
     session.ring()
     session.settle()
-    return session.change(RELEASE, {"leases": _json(leases), "now": session.clock.now()})
+    return session.change(RELEASE, {"leases": _json(leases), "epoch": epoch, "now": session.clock.now()})
 
 
 def live(session: Session, leases: Sequence[int]) -> dict[int, str | None]:
@@ -167,6 +169,16 @@ def live(session: Session, leases: Sequence[int]) -> dict[int, str | None]:
 def immediates(session: Session, job_id: int) -> dict[str, int]:
     """Immediate retries granted to a job so far, by error class name."""
     return dict(session.rows(IMMEDIATES, (job_id,)))
+
+
+def _strange(session: Session, transitions: Sequence[Transition]) -> set[int]:
+    """Keep the rows of these leases until we have committed; those that are of other jobs are returned.
+
+    A server that lost its last commits, as a standby that lagged has when it takes over, gives leases a second time.
+    """
+    jobs = {one.lease: one.job_id for one in transitions}
+    own = _OWN.decode(session.value(OWN, {"leases": _json(list(jobs))}))
+    return {lease for lease, job_id in own if jobs[lease] != job_id}
 
 
 def _first_of_each(transitions: Sequence[Transition]) -> tuple[list[Transition], set[int]]:

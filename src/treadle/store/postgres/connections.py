@@ -15,7 +15,7 @@ from treadle.clock import Clock
 from treadle.errors import ConfigurationError, StoreClosed, StoreUnusable
 from treadle.host.process import no_fork
 from treadle.store.options import StoreOptions
-from treadle.store.postgres.errors import is_lost, translate, unreachable
+from treadle.store.postgres.errors import is_lost, none_free, translate, unreachable
 from treadle.store.urls import without_password
 
 FLOOR: Final = 140000
@@ -114,12 +114,15 @@ class Connections:
             wanted: asked between attempts; False gives up too.
 
         Raises:
+            StoreBusy: all were in use until then.
             StoreUnreachable: none could be had in time.
             StoreClosed: the store was closed.
         """
         left = None if until is None else max(0.0, until - self._clock.monotonic())
         if not self._free.acquire(timeout=left):
-            raise unreachable(self._place, self.failure)
+            if self.failure is not None:
+                raise unreachable(self._place, self.failure)
+            raise none_free(self._place, self._options.lock_timeout)
         connection: Connection | None = None
         try:
             connection = self._take(until, wanted)

@@ -27,7 +27,7 @@ from treadle.store.postgres.callers import Callers
 from treadle.store.postgres.checks import CHECKS
 from treadle.store.postgres.clock import ServerClock
 from treadle.store.postgres.connections import Connection, Connections, check_url
-from treadle.store.postgres.errors import is_lost, translate, unreachable
+from treadle.store.postgres.errors import is_lost, none_free, translate, unreachable
 from treadle.store.postgres.lanes import Lanes
 from treadle.store.postgres.lending import Lending
 from treadle.store.postgres.listener import Listener
@@ -234,10 +234,7 @@ class PostgresEngine(Engine):
         """Why a write did not begin in time."""
         if self._connections.failure is not None:
             return unreachable(self.place, self._connections.failure)
-        return StoreBusy(
-            f"No connection to {self.place} was free for {self._options.lock_timeout:g} s (lock_timeout). Nothing was "
-            "stored; give the store more connections, or look for transactions that hold its rows."
-        )
+        return none_free(self.place, self._options.lock_timeout)
 
     def close(self, timeout: float) -> None:
         """Finish what is queued, then close every connection."""

@@ -59,6 +59,14 @@ def unreachable(place: str, error: BaseException | None) -> StoreUnreachable:
     return StoreUnreachable(f"The database {place} cannot be reached{why}. Nothing was stored; try again.")
 
 
+def none_free(place: str, seconds: float) -> StoreBusy:
+    """The database answers, but every connection to it was in use all the time."""
+    return StoreBusy(
+        f"No connection to {place} was free for {seconds:g} s (lock_timeout). Nothing was stored; give the store more "
+        "connections, or look for transactions that hold its rows."
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

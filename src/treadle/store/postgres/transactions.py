@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
@@ -73,14 +74,12 @@ class Transactions:
         self._dialect = dialect
         self._clock = clock
         self._place = place
-        # As SET LOCAL they travel with the transaction: behind a pooler a session is nobody's own.
         settings = {**PLANS, "lock_timeout": str(round(lock_timeout * 1000))}
         self._insist = ""
         if durability != "full":
             settings["synchronous_commit"] = "off"
             self._insist = INSIST
-        local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-        self._begin = BEGIN.format(settings=local)
+        self._begin = BEGIN.format(settings=local(settings))
         self._make_mark, self._commit, self._take_mark = map(dialect.qualified, (MAKE_MARK, COMMIT, TAKE_MARK))
 
     def begin(self, connection: Connection, work: object, how: str = "") -> PostgresSession:
@@ -167,6 +166,11 @@ class Transactions:
             f"The connection to {self._place} was lost during a commit ({first_line(error)}), and the server could not "
             "be asked what became of it: it may be stored or not. Look before you do it again."
         )
+
+
+def local(settings: Mapping[str, str]) -> str:
+    """Columns of a select that set them until the transaction ends: behind a pooler a session is nobody's own."""
+    return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
 
 
 def last_row(connection: Connection, statements: str, parameters: tuple[object, ...] | None = None) -> Any:
