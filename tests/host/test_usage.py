@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from host.children import child
-from treadle.host.usage import Used, memory_of, oom_kills, peak_resident, resident_bytes, usage_of
+from treadle.host.usage import KILO, Used, memory_of, oom_kills, peak_resident, resident_bytes, usage_of, used_by
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux shows them")
 MEGA = 1_000_000
@@ -116,6 +117,13 @@ def test_the_peak_of_an_ended_process_is_its_own() -> None:
     """
     with child(code) as parent:
         assert [parent.hear() for _ in range(2)] == ["(True, True)", "(False, True)"]
+
+
+def test_a_peak_that_is_hardly_more_than_inherited_is_unknown() -> None:
+    """Two readings of one memory differ by a little: the kernel adds its counters up only now and then."""
+    said = SimpleNamespace(ru_maxrss=280_000, ru_utime=0.25, ru_stime=0.25)
+    assert used_by(said, said.ru_maxrss * KILO - 4096) == (None, 500_000)
+    assert used_by(said, 0) == (said.ru_maxrss * KILO, 500_000)
 
 
 def test_this_process_knows_its_memory() -> None:

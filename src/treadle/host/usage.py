@@ -33,7 +33,7 @@ def used_by(resources: Any, inherited: int | None) -> Used:
             that is known to be.
     """
     peak = resources.ru_maxrss * KILO
-    known = inherited is None or peak > inherited
+    known = inherited is None or peak > inherited + _imprecision()
     return Used(peak if known else None, round((resources.ru_utime + resources.ru_stime) * 1_000_000))
 
 
@@ -153,6 +153,16 @@ def _status(pid: int | str, *names: str) -> int | None:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(names)]
     return sum(found) if found else None
+
+
+def _imprecision() -> int:
+    """Bytes by which two readings of the same memory may differ.
+
+    Linux counts pages of files, of programs and shared ones on each processor apart, and adds them up only when one has
+    counted to ``percpu_counter_batch`` of ``lib/percpu_counter.c``.
+    """
+    processors = os.cpu_count() or 1
+    return 3 * processors * max(32, 2 * processors) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cpu() -> int:
