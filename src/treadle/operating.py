@@ -39,7 +39,7 @@ class Operating(Changing):
 
         Args:
             queue: name of a queue.
-            task: name of a task.
+            task: name of a task; where that task is declared in this program, its aliases are meant too.
             worker: name or slot of a live worker; it forgets the pause when it ends.
             reason: why, in words.
             by: who says so; by default the account and the host.
@@ -125,17 +125,25 @@ class Operating(Changing):
         if kind == WORKER:
             assert worker is not None
             return partial(self._order, worker=worker, orders="pause", by=_who(by))
-        return partial(
-            pauses.pause, kind=kind, name=name, by=_who(by), reason=clean_text(reason, REASON_CAP),
+        pause = partial(
+            pauses.pause, kind=kind, by=_who(by), reason=clean_text(reason, REASON_CAP),
             until=None if until is None else moment_of("until", until),
         )  # fmt: skip
+        names = self._names(kind, name)
+        return lambda session: [pause(session, name=one) for one in names]
 
     def _resume(self, queue: str | None, task: str | None, worker: str | int | None) -> Callable[[Session], bool]:
         kind, name = _target(queue, task, worker)
         if kind == WORKER:
             assert worker is not None
             return partial(self._order, worker=worker, orders=None, by="")
-        return partial(pauses.resume, kind=kind, name=name)
+        names = self._names(kind, name)
+        return lambda session: any([pauses.resume(session, kind=kind, name=one) for one in names])
+
+    def _names(self, kind: str, name: str) -> tuple[str, ...]:
+        """The names by which jobs are stored: a task that is known here has those of its aliases too."""
+        definition = self.registry.find(name) if kind == "task" else None
+        return (name,) if definition is None else definition.names
 
     @staticmethod
     def _order(session: Session, worker: str | int, orders: str | None, by: str) -> bool:

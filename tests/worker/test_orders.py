@@ -442,6 +442,19 @@ def test_a_paused_task_does_not_stand_in_the_way_of_others(app: Treadle) -> None
     assert app.store.read(pauses.every) == ()
 
 
+def test_a_pause_of_a_task_is_one_of_its_aliases_too(app: Treadle) -> None:
+    """Whichever of its names is given: jobs stored under older ones wait as well, and go on with it."""
+    app.task(name="new", aliases=("old", "older"))(lambda: 1)
+    app.pause(task="old", by="ada")
+    assert [(one.name, one.paused_by) for one in app.pauses()] == [("new", "ada"), ("old", "ada"), ("older", "ada")]
+    jobs = [app.remote(name).enqueue() for name in ("new", "old", "older")]
+    with app.worker():
+        eventually(lambda: app.counts()["default"] == {JobState.BLOCKED: 3})
+        assert app.resume(task="new")
+        assert [job.result(PATIENCE) for job in jobs] == [1, 1, 1]
+    assert not app.resume(task="new")
+
+
 def steps_of_a_claim(app: Treadle) -> int:
     """How many steps SQLite's machine takes to claim for the task "other"; nothing of it is kept."""
     steps = [0]
