@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import shutil
 import sqlite3
 import subprocess
@@ -78,21 +80,67 @@ def test_each_shell_has_its_script(tmp_path: Path) -> None:
     assert treadle("completion", "tcsh", cwd=tmp_path).returncode == 2
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes(shop: Path) -> None:
-    """In a real bash, with the script sourced, the words of the store come out."""
+@pytest.fixture
+def surroundings(shop: Path) -> dict[str, str]:
+    """Variables of a shell that finds the command and the store."""
     command = shop / "treadle"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m treadle "$@"\n')
     command.chmod(0o755)
+    return environment(PATH=f"{shop}:{os.environ['PATH']}", TREADLE_STORE="sqlite:///jobs.db")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes(shop: Path, surroundings: dict[str, str]) -> None:
+    """In a real bash, with the script sourced, the words of the store come out."""
     script = (
         'eval "$(treadle completion bash)"; COMP_WORDS=(treadle queues pause m); COMP_CWORD=3; '
         '_treadle_completion treadle; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", script], cwd=shop, capture_output=True, text=True, check=True, timeout=90,
-        env=environment(PATH=f"{shop}:{os.environ['PATH']}", TREADLE_STORE="sqlite:///jobs.db"),
+        env=surroundings,
     )  # fmt: skip
     assert done.stdout.split() == ["mail"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_completes(shop: Path, surroundings: dict[str, str]) -> None:
+    """The same in a real fish."""
+    script = 'treadle completion fish | source; complete -C "treadle queues pause m"'
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", script], cwd=shop, capture_output=True, text=True, check=True, timeout=90,
+        env=surroundings,
+    )  # fmt: skip
+    assert done.stdout.split() == ["mail"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes(shop: Path, surroundings: dict[str, str]) -> None:
+    """The same in a real zsh, which completes only what is typed at a terminal."""
+    outward, inward = pty.openpty()
+    with subprocess.Popen(
+        ["zsh", "-f", "-i"], cwd=shop, stdin=inward, stdout=inward, stderr=inward, start_new_session=True,
+        env=surroundings | {"TERM": "dumb"},
+    ) as zsh:  # fmt: skip
+        os.close(inward)
+        try:
+            ready = 'autoload -Uz compinit; compinit -u -D; eval "$(treadle completion zsh)"; echo rea""dy'
+            os.write(outward, f"{ready}\n".encode())
+            until(outward, b"ready")
+            os.write(outward, b"treadle queues pause m\t")
+            until(outward, b"pause mail")
+        finally:
+            zsh.kill()
+            os.close(outward)
+
+
+def until(terminal: int, wanted: bytes) -> None:
+    """Read what a terminal shows until *wanted* is there."""
+    shown = b""
+    while wanted not in shown:
+        found, _, _ = select.select([terminal], [], [], 60)
+        assert found, shown
+        shown += os.read(terminal, 4096)
 
 
 def test_what_is_completed_is_what_is_meant(shop: Path) -> None:
