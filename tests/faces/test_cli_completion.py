@@ -89,26 +89,20 @@ def surroundings(shop: Path) -> dict[str, str]:
     return environment(PATH=f"{shop}:{os.environ['PATH']}", TREADLE_STORE="sqlite:///jobs.db")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes(shop: Path, surroundings: dict[str, str]) -> None:
-    """In a real bash, with the script sourced, the words of the store come out."""
-    script = (
-        'eval "$(treadle completion bash)"; COMP_WORDS=(treadle queues pause m); COMP_CWORD=3; '
-        '_treadle_completion treadle; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script], cwd=shop, capture_output=True, text=True, check=True, timeout=90,
-        env=surroundings,
-    )  # fmt: skip
-    assert done.stdout.split() == ["mail"]
+BASH = (
+    'eval "$(treadle completion bash)"; COMP_WORDS=(treadle queues pause m); COMP_CWORD=3; '
+    '_treadle_completion treadle; printf "%s\\n" "${COMPREPLY[@]}"'
+)
+FISH = 'treadle completion fish | source; complete -C "treadle queues pause m"'
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
-def test_fish_completes(shop: Path, surroundings: dict[str, str]) -> None:
-    """The same in a real fish."""
-    script = 'treadle completion fish | source; complete -C "treadle queues pause m"'
+@pytest.mark.parametrize(("shell", "plain", "script"), [("bash", "--norc", BASH), ("fish", "--no-config", FISH)])
+def test_a_shell_completes(shop: Path, surroundings: dict[str, str], shell: str, plain: str, script: str) -> None:
+    """In a real shell, with the script sourced, the words of the store come out."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
     done = subprocess.run(
-        ["fish", "--no-config", "-c", script], cwd=shop, capture_output=True, text=True, check=True, timeout=90,
+        [shell, plain, "-c", script], cwd=shop, capture_output=True, text=True, check=True, timeout=90,
         env=surroundings,
     )  # fmt: skip
     assert done.stdout.split() == ["mail"]
