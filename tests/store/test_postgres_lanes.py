@@ -12,10 +12,11 @@ import psycopg
 import pytest
 
 import postgres
-from store.making import PATIENCE, PLACES, SHORT, note, notes, put, state
+from store.making import PATIENCE, PLACES, SHORT, note, notes, put, request, state
 from treadle.errors import StoreClosed, StoreError, StoreUnreachable
 from treadle.host.failpoints import Stall, arm, disarm, recording
 from treadle.model.job import JobState
+from treadle.store.ops.claim import claim
 from treadle.store.options import StoreOptions
 from treadle.store.session import Session
 from treadle.store.store import Store
@@ -267,3 +268,22 @@ def test_the_marks_of_dead_connections_go(store: Store, admin: psycopg.Connectio
     admin.execute(KILL).fetchall()
     store.run(note("next"))
     assert admin.execute("SELECT count(*) FROM treadle.treadle_commits WHERE mark = 'old'").fetchone() == (0,)
+
+
+def test_no_plan_is_kept(store: Store) -> None:
+    """A plan made while a table was empty would read all of it later: each run is planned for what is there then."""
+    look = (
+        "SELECT sum(generic_plans)::int, sum(custom_plans)::int FROM pg_prepared_statements WHERE statement <> 'COMMIT'"
+    )
+
+    def claimed(session: Session) -> Any:
+        claim(session, request(1))
+        return session.row(look)
+
+    for _ in range(20):
+        put(store)
+        generic, custom = store.run(claimed)
+        store.read(lambda session: session.value("SELECT count(*) FROM treadle_jobs WHERE id = ?", (1,)))
+    assert (generic, custom > 40) == (0, True)
+    generic, custom = store.read(lambda session: session.row(look))
+    assert (generic, custom > 10) == (0, True)

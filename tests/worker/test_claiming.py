@@ -7,12 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+import postgres
 from host.children import Child, child
 from treadle import JobState, Treadle, current_job, defaults, results
 from treadle.errors import ConfigurationError
-from worker.kit import PATIENCE, aheard, change, eventually, heard, open_app, states
+from treadle.host import failpoints
+from treadle.worker.claimer import UNSTORED_MOST
+from worker.kit import PATIENCE, aeventually, aheard, change, eventually, heard, open_app, states
 
 
 @pytest.fixture
@@ -336,3 +340,31 @@ def test_a_locked_database_is_waited_for(file_app: Treadle, path: Path) -> None:
 
     with child(code, path) as thief:
         asyncio.run(main(thief))
+
+
+def test_outcomes_that_cannot_be_stored_end_the_claiming() -> None:
+    """A store that gives jobs and takes no outcomes is not emptied into the memory of a worker."""
+
+    def refuse(point: str) -> None:
+        raise psycopg.errors.LockNotAvailable(point)
+
+    with postgres.database() as url, Treadle(url) as app:
+        work = app.task(name="work")(_nothing)
+
+        async def main() -> int:
+            await app.aenqueue_many(work.job() for _ in range(20_000))
+            failpoints.arm(refuse, "apply.before_commit", times=None)
+            async with app.worker() as worker:
+                await aeventually(lambda: worker._crew.unstored > UNSTORED_MOST and not worker._crew.buffered)
+                taken = worker._crew.started
+                failpoints.disarm()
+                await worker.idle()
+                assert worker._crew.started == 20_000
+            return taken
+
+        assert asyncio.run(main()) < 8_000
+        assert app.counts()["default"] == {JobState.SUCCEEDED: 20_000}
+
+
+async def _nothing() -> None:
+    """A task that is done at once."""

@@ -24,6 +24,9 @@ from treadle.worker.presence import Presence
 AHEAD: Final = 0.06
 """Seconds of work, at the present rate, that may be claimed beyond the free slots."""
 AHEAD_MOST: Final = 2000
+UNSTORED_MOST: Final = 2000
+"""Outcomes that may wait to be stored before nothing more is claimed. A store that writes slowly, but still gives jobs
+away, must not fill the memory of a worker with work that would be lost with it; and the roll has places for 4096."""
 LAG_MOST: Final = 0.5
 """Seconds a claim is taken to last at most: one that waited for an outage says nothing about the next."""
 RETURN_AFTER: Final = 0.1
@@ -160,7 +163,7 @@ class Claimer:
         # Twice the time of a claim: what comes late slows the rate down, and must not make the next claim smaller.
         ahead = min(self._ahead_most, int(self._measure() * (AHEAD + 2 * self._lag)))
         self._low = ahead * 3 // 4
-        if self._crew.buffered > self._low:
+        if self._crew.buffered > self._low or self._crew.unstored > UNSTORED_MOST:
             return 0
         return max(0, self._crew.slots - self._crew.running) + ahead - self._crew.buffered
 

@@ -125,6 +125,11 @@ class Crew:
         return len(self._buffer) + (len(self._suspects) if self._children is None else 0)
 
     @property
+    def unstored(self) -> int:
+        """How many attempts have ended whose outcomes wait to be stored."""
+        return self._settler.waiting
+
+    @property
     def busy_alone(self) -> bool:
         """True while a suspect keeps the others from running, because there are no processes to run it in."""
         return self._children is None and (self._solo is not None or bool(self._suspects))

@@ -283,6 +283,7 @@ class Worker:
 
     def _stored(self, transitions: Sequence[Transition], lost: Sequence[int]) -> None:
         self._crew.stored(one.lease for one in transitions)
+        self._claimer.wake()  # it may have waited for that
         if self._events.wants_outcomes:
             self._events.settled(transitions, lost)
 

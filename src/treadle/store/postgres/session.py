@@ -19,6 +19,7 @@ BEGIN: Final = (
 # A snapshot for the whole read, as SQLite gives it.
 BEGIN_READ: Final = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {milliseconds}; "
+    "SET LOCAL plan_cache_mode = force_custom_plan; "
     "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 )
 NO_TEXT: Final = "\N{REPLACEMENT CHARACTER}"
@@ -84,7 +85,9 @@ class PostgresSession(Session):
         self.insists = True
 
     def _run(self, sql: Sql | str, parameters: Parameters) -> Any:
-        cursor = self._cursor.execute(self.dialect.text(sql), storable(parameters))
+        # Without parameters the server would keep its plan whatever plan_cache_mode says.
+        prepare = None if parameters else False
+        cursor = self._cursor.execute(self.dialect.text(sql), storable(parameters), prepare=prepare)
         self.wrote = self.wrote or not (cursor.statusmessage or "").startswith("SELECT")
         return cursor
 
