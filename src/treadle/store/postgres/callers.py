@@ -138,9 +138,9 @@ class _Bridge:
         self.rowcount = -1
         self.statusmessage: str | None = None
 
-    def execute(self, statement: Any, parameters: Any = None) -> _Bridge:
+    def execute(self, statement: Any, parameters: Any = None, *, prepare: bool | None = None) -> _Bridge:
         """Run one statement and fetch what it returns."""
-        asyncio.run_coroutine_threadsafe(self._execute(statement, parameters), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._execute(statement, parameters, prepare), self._loop).result()
         return self
 
     def fetchall(self) -> list[Any]:
@@ -151,7 +151,7 @@ class _Bridge:
         """The first row."""
         return self._rows[0] if self._rows else None
 
-    async def _execute(self, statement: Any, parameters: Any) -> None:
-        await self._cursor.execute(statement, parameters)
+    async def _execute(self, statement: Any, parameters: Any, prepare: bool | None) -> None:  # noqa: FBT001 - passed on
+        await self._cursor.execute(statement, parameters, prepare=prepare)
         self._rows = await self._cursor.fetchall() if self._cursor.description else []
         self.rowcount, self.statusmessage = self._cursor.rowcount, self._cursor.statusmessage
