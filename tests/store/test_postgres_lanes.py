@@ -13,7 +13,7 @@ import pytest
 
 import postgres
 from store.making import PATIENCE, PLACES, SHORT, note, notes, put, request, state
-from treadle.errors import StoreClosed, StoreError, StoreUnreachable
+from treadle.errors import StoreBusy, StoreClosed, StoreError, StoreUnreachable
 from treadle.host.failpoints import Stall, arm, disarm, recording
 from treadle.model.job import JobState
 from treadle.store.ops.claim import claim
@@ -268,6 +268,41 @@ def test_the_marks_of_dead_connections_go(store: Store, admin: psycopg.Connectio
     admin.execute(KILL).fetchall()
     store.run(note("next"))
     assert admin.execute("SELECT count(*) FROM treadle.treadle_commits WHERE mark = 'old'").fetchone() == (0,)
+
+
+def busy(session: Session) -> None:
+    """An operation that the store refuses for now, as taking numbers while it is being filled."""
+    raise StoreBusy("not now")
+
+
+def test_an_operation_that_is_refused_for_now_fails_alone(server: str) -> None:
+    """Its neighbours in the group are stored: only a server that cannot be reached concerns all of them."""
+    store, stall = Store(server, StoreOptions(durability="off", connections=2)), Stall()  # one lane
+    arm(stall, "write.after_begin", times=1)
+    first = store.submit(note("first"))
+    assert stall.reached.wait(PATIENCE)
+    before, refused, after = store.submit(note("before")), store.submit(busy), store.submit(note("after"))
+    stall.release()
+    assert [one.result(PATIENCE) for one in (first, before, after)] == ["first", "before", "after"]
+    assert type(refused.exception(PATIENCE)) is StoreBusy
+    assert notes(store) == ["first", "before", "after"]
+    disarm()
+    store.close()
+
+
+def test_a_store_whose_connections_are_all_in_use_is_busy_and_not_away(server: str) -> None:
+    """Who finds no free connection for lock_timeout is told so, and what to do."""
+    store, stall = Store(server, StoreOptions(durability="off", connections=1, lock_timeout=SHORT)), Stall()
+    arm(stall, "write.after_begin", times=1)
+    first = store.submit(note("first"))
+    assert stall.reached.wait(PATIENCE)
+    with pytest.raises(StoreBusy, match="more connections") as caught:
+        store.read(lambda session: session.value("SELECT 1"))
+    assert type(caught.value) is StoreBusy
+    stall.release()
+    assert first.result(PATIENCE) == "first"
+    disarm()
+    store.close()
 
 
 def test_no_plan_is_kept(store: Store) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from treadle.clock import Clock
-from treadle.errors import StoreBusy, StoreClosed
+from treadle.errors import StoreClosed, StoreUnreachable
 from treadle.host.failpoints import ALONE, reach
 from treadle.store.postgres.connections import Connection, Connections
 from treadle.store.postgres.errors import AGAIN, is_lost, translate, unreachable
@@ -178,7 +178,7 @@ class Lanes:
             elif isinstance(error, AGAIN) and conflicts < TRIES:
                 conflicts += 1
                 self._connections.pause()
-            elif len(group) > 1 and not isinstance(error, StoreBusy):
+            elif len(group) > 1 and not isinstance(error, StoreUnreachable):
                 for work in group:
                     self._store_alone(work, how)
                 return

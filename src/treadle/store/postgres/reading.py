@@ -57,7 +57,7 @@ class Reads:
         Raises:
             StoreClosed: the store is closed.
             StoreUnreachable: there was no connection in time.
-            StoreBusy: a statement took longer than *deadline* seconds.
+            StoreBusy: every connection was in use, or a statement took longer than *deadline* seconds.
         """
         until = self._clock.monotonic() + self._patience
         for _ in range(TRIES):

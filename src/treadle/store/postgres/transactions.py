@@ -23,14 +23,14 @@ from treadle.store.postgres.connections import Connection, Connections
 from treadle.store.postgres.errors import first_line, is_lost
 from treadle.store.postgres.session import BEGIN, PostgresSession
 
-# A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
-# gives those that no one has seen again, and says "committed" of the wrong one.
 OFF: Final = ("seqscan", "bitmapscan", "sort", "hashjoin", "mergejoin")
 PLANS: Final = {**{f"enable_{name}": "off" for name in OFF}, "plan_cache_mode": "force_custom_plan"}
 """Each statement of a lane reads a few rows by an index, in its order, and joins them by nested loops. A table that was
 empty when the server last counted, or is full of dead rows, must not talk the planner into reading all of it: a merge
 join of 200 picked jobs with their arguments read the arguments of everything older first. Nor is a plan kept that was
-made while a table was empty: 150,000 jobs that came to a worker with such plans took 130 s instead of 4."""
+made while a table was empty: 150,000 jobs that came to a worker with such plans took up to 130 s instead of 4."""
+# A connection's own row, which each of its commits numbers. Transaction numbers would not do: after a crash the server
+# gives those that no one has seen again, and says "committed" of the wrong one.
 MAKE_MARK: Final = """
 BEGIN; SET LOCAL synchronous_commit = off;
 DELETE FROM treadle_commits WHERE made_at < {before};
