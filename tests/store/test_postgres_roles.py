@@ -13,8 +13,9 @@ import pytest
 
 import postgres
 from faces.commands import as_json, run
-from treadle import Treadle, current_job
+from treadle import JobState, Treadle, current_job
 from treadle.errors import StoreUnusable
+from worker.kit import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "postgresql-roles.md"
 BLOCK = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,7 +80,9 @@ def test_everything_works_under_the_runtime_role(addresses: Addresses, tmp_path:
 
         with psycopg.connect(addresses.app) as connection:
             joined = greet.using(connection=connection, tags=("vip",)).enqueue("ada")
+        unknown = app.remote("unknown").enqueue()
         with app.worker(name="anna"):
+            eventually(lambda: unknown.record().state is JobState.HELD)
             assert greet.enqueue("bob").result(timeout=60) == "bob"
             assert joined.result(timeout=60) == "ada"
             app.wait(app.enqueue_many(nap.job() for _ in range(10)), timeout=60)
